@@ -29,3 +29,7 @@ class CorpusError(TutorialError):
 
 class ClaimError(TutorialError):
     """A reported number that the book does not claim, or a claim that no longer holds."""
+
+
+class StoreError(TutorialError):
+    """A vector store that is missing, cannot be opened, or holds no vectors where they were expected."""
