@@ -1,0 +1,197 @@
+"""Defences, the way around them, and what is counted as leaked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tutorial_lib.errors import TextError, VectorError
+from tutorial_lib.pii import KINDS, find_pii, mask, name_hits, names_recovered, pii_recovered
+from tutorial_lib.privacy import (
+    Alignment,
+    Binary,
+    Defence,
+    GaussianNoise,
+    Int8,
+    PCATruncate,
+    ProductQuantisation,
+    Quantise,
+    SecretAffine,
+    SecretRotation,
+    Truncate,
+    retrieval,
+    retrieval_task,
+    unit,
+)
+
+D = 32
+RNG = np.random.default_rng(0)
+# Correlated dimensions, as embeddings have: a few directions hold most of the variance.
+VECTORS = unit(
+    (RNG.normal(size=(600, D)) * np.geomspace(3, 0.3, D)) @ np.linalg.qr(RNG.normal(size=(D, D)))[0]
+)
+QUERIES = unit(VECTORS[:100] + 0.05 * RNG.normal(size=(100, D)))
+EVERY = [GaussianNoise(0.01), Quantise(4), Int8(), Binary(), ProductQuantisation(8), Truncate(16), PCATruncate(16),
+         SecretRotation(3), SecretAffine(3)]  # fmt: skip
+
+
+def cosines(a, b):
+    return np.sum(unit(a) * unit(b), axis=1)
+
+
+@pytest.mark.parametrize("defence", EVERY, ids=lambda d: d.label)
+def test_every_defence_keeps_its_promises(defence):
+    assert defence.fit(VECTORS) is defence
+    stored = defence.apply(VECTORS)
+    assert stored.dtype == np.float32 and len(stored) == len(VECTORS)
+    np.testing.assert_array_equal(stored, defence.apply(VECTORS))  # the same every time
+    assert defence.query(QUERIES).shape == (100, stored.shape[1])
+    assert defence.read(stored).shape == VECTORS.shape
+    np.testing.assert_allclose(np.linalg.norm(defence.read(stored), axis=1), 1, atol=1e-5)
+    assert 0 < defence.bits <= 32 * D
+    with pytest.raises(VectorError, match="fitted on 32 dimensions and given 8"):
+        defence.apply(VECTORS[:, :8])
+
+
+def test_a_defence_must_be_fitted_and_possible():
+    with pytest.raises(VectorError, match="before it was fitted"):
+        Int8().apply(VECTORS)
+    for impossible in (lambda: Quantise(0), lambda: GaussianNoise(-1), lambda: Truncate(0).fit(VECTORS),
+                       lambda: PCATruncate(99).fit(VECTORS), lambda: ProductQuantisation(7).fit(VECTORS),
+                       lambda: Defence().fit(np.full((3, 3), np.nan)), lambda: Defence().fit(np.zeros(3))):  # fmt: skip
+        with pytest.raises(VectorError):
+            impossible()
+
+
+def test_what_each_defence_does_to_a_vector():
+    noise = GaussianNoise(0.05).fit(VECTORS).apply(VECTORS) - VECTORS
+    assert noise.std() == pytest.approx(0.05, rel=0.05)
+    assert set(np.unique(Binary().fit(VECTORS).apply(VECTORS))) == {-1.0, 1.0}
+    assert [
+        cosines(Quantise(b).fit(VECTORS).apply(VECTORS), VECTORS).mean() > c
+        for b, c in ((8, 0.999), (4, 0.98))
+    ] == [True] * 2
+    assert cosines(ProductQuantisation(16).fit(VECTORS).apply(VECTORS), VECTORS).mean() > 0.95
+    np.testing.assert_allclose(Truncate(16).fit(VECTORS).apply(VECTORS), unit(VECTORS[:, :16]), atol=1e-6)
+    kept = PCATruncate(16).fit(VECTORS)
+    assert (
+        cosines(kept.apply(VECTORS) @ kept._axes.T, VECTORS).mean()
+        > cosines(VECTORS[:, :16], VECTORS[:, :16] * 0 + 1).mean()
+    )
+    rotated = SecretRotation(3).fit(VECTORS).apply(VECTORS)
+    np.testing.assert_allclose(rotated @ rotated.T, VECTORS @ VECTORS.T, atol=1e-5)
+    assert not np.allclose(
+        rotated, SecretRotation(4).fit(VECTORS).apply(VECTORS)
+    )  # another key, another store
+
+
+def test_search_finds_what_the_defence_leaves():
+    answers = range(100)
+    plain = retrieval(QUERIES, VECTORS, answers)
+    assert plain.ndcg.value > 0.95 and plain.recall.n == 100
+    for exact in (SecretRotation(), SecretAffine()):  # both keep every rank
+        assert retrieval(QUERIES, VECTORS, answers, exact.fit(VECTORS)).ndcg.value == pytest.approx(
+            plain.ndcg.value, abs=1e-6
+        )
+    noise = [
+        retrieval(QUERIES, VECTORS, answers, GaussianNoise(s).fit(VECTORS)).ndcg.value for s in (0, 0.1, 1)
+    ]
+    assert noise[0] == plain.ndcg.value and noise[0] > noise[1] > noise[2]
+    assert noise[2] < 0.3
+    with pytest.raises(VectorError, match="one answer for each query"):
+        retrieval(QUERIES, VECTORS, [1])
+
+
+def test_ranks_are_turned_into_scores():
+    documents = np.eye(4, dtype=np.float32)
+    queries = np.array([[1, 0.5, 0, 0], [1, 0.5, 0, 0], [3, 2, 1, 0.5]], dtype=np.float32)
+    scores = retrieval(queries, documents, [0, 1, 3], k=3)
+    np.testing.assert_allclose(scores.per_query, [1, 1 / np.log2(3), 0])
+    assert scores.recall.value == pytest.approx(2 / 3)
+
+
+def test_the_adaptive_attacker_undoes_what_is_linear():
+    known, secret = VECTORS[:200], VECTORS[200:]
+    rotation = SecretRotation(5).fit(VECTORS)
+    assert cosines(rotation.read(rotation.apply(secret)), secret).mean() < 0.3  # the naive one sees noise
+    turned = Alignment.fit(rotation.apply(known), known, method="procrustes")
+    assert cosines(turned.apply(rotation.apply(secret)), secret).min() > 0.999
+    affine = SecretAffine(5).fit(VECTORS)
+    mapped = Alignment.fit(affine.apply(known), known)
+    assert cosines(mapped.apply(affine.apply(secret)), secret).min() > 0.999
+    for defence in (PCATruncate(24), Truncate(24), GaussianNoise(0.1), Binary()):
+        stored = defence.fit(VECTORS).apply(VECTORS)
+        naive = cosines(defence.read(stored[200:]), secret).mean()
+        adaptive = cosines(Alignment.fit(stored[:200], known).apply(stored[200:]), secret).mean()
+        assert adaptive > naive
+    with pytest.raises(VectorError, match="5 pairs or more"):
+        Alignment.fit(known[:3], known[:3])
+    with pytest.raises(VectorError, match="keeps the dimension"):
+        Alignment.fit(known[:, :8], known, method="procrustes")
+
+
+def test_retrieval_task_is_built_from_passages():
+    passages = [f"one{i} two{i} three{i} four{i} five{i}" for i in range(30)] + ["too short"]
+    task = retrieval_task(passages, queries=10, seed=1)
+    assert len(task.queries) == 10 and len(task.documents) == 30
+    for query, answer in zip(task.queries, task.relevant, strict=True):
+        assert passages[answer] == f"{query} {task.documents[answer]}"
+    assert task == retrieval_task(passages, queries=10, seed=1)
+    with pytest.raises(TextError, match="20 or more"):
+        retrieval_task(passages[:5])
+
+
+# ---------------------------------------------------------------- personal data
+
+ITEMS = {
+    "email": ["write to ann.lee+x@mail.example.org now", "write to ann . lee @ mail . org now", "a-b @ x. co. uk !"],
+    "phone": ["call +1 (415) 555-0132 today", "call ( 415 ) 555 - 2671 .", "ring + 44 20 7946 0958"],
+    "date": ["on 1984-03-12 in", "on 12 / 03 / 1984 ,", "on march 3, 1984 .", "by 3rd of", "on 12 may 2001", "call ann on july 4"],
+    "identifier": ["ssn 123 - 45 - 6789", "card 4111 1111 1111 1111", "iban gb82 west 1234 5698 7654 32", "ip 192 . 168 . 0 . 1",
+                   "record 4839201", "key ab12c3 here"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "text"), [(k, t) for k, texts in ITEMS.items() for t in texts])
+def test_recogniser(kind, text):
+    kinds = [f.kind for f in find_pii(text)]
+    assert kinds == ([] if "3rd of" in text else [kind])
+    for found in find_pii(text):
+        assert text[found.start : found.end].strip() == text[found.start : found.end] and found.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["the state of the union", "may we march on", "in 1984 there were 300 men", "room 214 : ann lee", "owes 7300 dollars",  "gb82 west 0000"],
+)  # fmt: skip
+def test_recogniser_leaves_ordinary_text_alone(text):
+    assert find_pii(text) == []
+
+
+def test_pii_recovered_counts_items():
+    texts = ["call ann on july 4", "mail ann@x.org on may 5", "nothing here"]
+    guesses = ["call ann on july 4", "mail ann @ x . org on may 6", "call 415-555-2671"]
+    scores = pii_recovered(texts, guesses)
+    assert (scores["date"].value, scores["date"].n) == (50.0, 2)
+    assert (scores["email"].value, scores["email"].n) == (100.0, 1)
+    assert set(scores) <= set(KINDS) and "phone" not in scores
+    with pytest.raises(TextError, match="3 originals and 1 guesses"):
+        pii_recovered(texts, guesses[:1])
+
+
+def test_names():
+    assert name_hits("Ann O'Neil", "ann o ' neil has asthma") == (True, True, True)
+    assert name_hits("josé lee", "jose has lee") == (False, True, True)
+    assert name_hits("ann lee", "annette leeds") == (False, False, False)
+    scores = names_recovered(["ann lee"] * 4, ["ann lee", "ann", "lee", "bob"])
+    assert (scores.full.value, scores.first.value, scores.last.value) == (25, 50, 50)
+    assert scores.full.n == 4 and scores.full.high > 25
+    with pytest.raises(TextError, match="no letters"):
+        name_hits("!!", "x")
+
+
+def test_mask_hides_words_and_digits():
+    hidden = mask("ann lee, room 214: asthma_3")
+    assert "lee" not in hidden and not any(c.isdigit() for c in hidden)
+    assert len(hidden) == len("ann lee, room 214: asthma_3") and hidden.startswith("•••")
+    assert mask("patient") == "p••••••"

@@ -1,0 +1,439 @@
+"""Defences for stored vectors, what each costs in retrieval, and two attackers to try them on (chapter 4).
+
+    GaussianNoise, Quantise (Int8, Binary), ProductQuantisation, Truncate, PCATruncate, SecretRotation, SecretAffine
+        fit(vectors) learns what the defence needs, apply(vectors) gives what lies in the store,
+        query(vectors) what a legitimate search compares with it
+    Alignment      an adaptive attacker: stored space -> embedder's space, from a few known pairs
+    RetrievalTask, retrieval_task, retrieval      recall@10 and nDCG@10, with n and interval
+
+Two attackers: the naive one feeds what is stored to the inverter (`read`); the adaptive one also holds some
+texts with their stored vectors - a leaked document, an account of their own - and learns the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from .errors import TextError, VectorError
+from .metrics import Estimate, bootstrap
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, float32 [n, d]; a zero row stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+class Defence:
+    """A way to store vectors.  Without a change of its own it stores them as they are.
+
+    label: its name on figures; bits: what one stored vector takes; secret: whether it rests on a key;
+    metric: how stored vectors are compared ("cosine", or "dot" where their length carries meaning).
+    """
+
+    label = "none"
+    secret = False
+    metric: Literal["cosine", "dot"] = "cosine"
+    dimension = 0  # of the vectors it was fitted on
+
+    def fit(self, vectors: np.ndarray) -> Defence:
+        """Learn ranges, axes or codebooks from float32 [n, d]; returns itself."""
+        self.dimension = _matrix(vectors).shape[1]
+        return self
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        """float32 [n, d] -> what is stored, decoded to float32 [n, k]."""
+        return self._check(vectors)
+
+    def query(self, vectors: np.ndarray) -> np.ndarray:
+        """float32 [n, d] -> what a client with the right to search sends, [n, k]."""
+        return self.apply(vectors)
+
+    def read(self, stored: np.ndarray) -> np.ndarray:
+        """What a naive attacker makes of the store: [n, k] padded with zeros to the embedder's [n, d], unit length."""
+        padded = np.zeros((len(stored), self.dimension), dtype=np.float32)
+        padded[:, : stored.shape[1]] = stored
+        return unit(padded)
+
+    @property
+    def bits(self) -> float:
+        """Bits that one stored vector takes."""
+        return 32.0 * self.dimension
+
+    def _check(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = _matrix(vectors)
+        if not self.dimension:
+            raise VectorError(
+                f"the defence {self.label!r} was applied before it was fitted: call fit(vectors) first"
+            )
+        if vectors.shape[1] != self.dimension:
+            raise VectorError(
+                f"the defence {self.label!r} was fitted on {self.dimension} dimensions and given {vectors.shape[1]}: "
+                "fit it again for this embedder"
+            )
+        return vectors
+
+
+@dataclass
+class GaussianNoise(Defence):
+    """x + scale * N(0, 1) per value, drawn once when the vector is stored (Morris et al. 2023, section 7)."""
+
+    scale: float  # standard deviation, in the unit of one value; 1/sqrt(d) is a vector's own typical value
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scale < 0:
+            raise VectorError(f"noise of scale {self.scale} was asked for: a standard deviation is 0 or more")
+        self.label = f"noise {self.scale:g}"
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = self._check(vectors)
+        rng = np.random.default_rng(self.seed)
+        return vectors + self.scale * rng.standard_normal(vectors.shape, dtype=np.float32)
+
+    def query(self, vectors: np.ndarray) -> np.ndarray:
+        return self._check(vectors)  # the noise hides what is stored; a query is not stored
+
+
+@dataclass
+class Quantise(Defence):
+    """Each value rounded to one of 2^bits_per_value levels over its own range (sign alone at 1 bit)."""
+
+    bits_per_value: int  # 1 to 16
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits_per_value <= 16:
+            raise VectorError(f"{self.bits_per_value} bits a value were asked for: choose 1 to 16")
+        self.label = {1: "binary", 8: "int8"}.get(self.bits_per_value, f"{self.bits_per_value} bits")
+
+    def fit(self, vectors: np.ndarray) -> Quantise:
+        super().fit(vectors)
+        self._low, self._high = np.quantile(vectors, [0.001, 0.999], axis=0).astype(np.float32)  # [d] each
+        return self
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = self._check(vectors)
+        if self.bits_per_value == 1:
+            return np.where(vectors > 0, 1, -1).astype(np.float32)
+        steps = 2**self.bits_per_value - 1
+        width = np.maximum(self._high - self._low, 1e-12) / steps
+        level = np.clip(np.round((vectors - self._low) / width), 0, steps)
+        return (self._low + level * width).astype(np.float32)
+
+    def query(self, vectors: np.ndarray) -> np.ndarray:
+        return self._check(vectors)  # full-precision queries against stored codes, as vector databases do
+
+    @property
+    def bits(self) -> float:
+        return float(self.bits_per_value * self.dimension)
+
+
+def Int8() -> Quantise:
+    """Scalar quantisation to a byte a value, the setting most vector databases offer first."""
+    return Quantise(8)
+
+
+def Binary() -> Quantise:
+    """The sign of each value, one bit: what "binary quantisation" keeps."""
+    return Quantise(1)
+
+
+@dataclass
+class ProductQuantisation(Defence):
+    """Vectors cut into `codes` pieces, each replaced by the nearest of 256 centres (Jegou et al. 2011)."""
+
+    codes: int  # bytes a stored vector takes; must divide the dimension
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.label = f"PQ {self.codes} B"
+
+    def fit(self, vectors: np.ndarray) -> ProductQuantisation:
+        from sklearn.cluster import KMeans  # comes with sentence-transformers
+
+        super().fit(vectors)
+        if self.codes < 1 or self.dimension % self.codes:
+            raise VectorError(
+                f"{self.codes} codes do not divide {self.dimension} dimensions: choose a divisor"
+            )
+        centres = min(256, len(vectors))
+        self._books = [
+            KMeans(centres, n_init=1, max_iter=10, random_state=self.seed)
+            .fit(piece)
+            .cluster_centers_.astype(np.float32)
+            for piece in np.split(_matrix(vectors), self.codes, axis=1)
+        ]  # codes x [256, d / codes]
+        return self
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        pieces = np.split(self._check(vectors), self.codes, axis=1)
+        # Nearest centre by |c|^2 - 2 x.c: [n, 256] per piece
+        nearest = [((b**2).sum(1) - 2 * p @ b.T).argmin(1) for p, b in zip(pieces, self._books, strict=True)]
+        return np.concatenate([b[i] for b, i in zip(self._books, nearest, strict=True)], axis=1)
+
+    def query(self, vectors: np.ndarray) -> np.ndarray:
+        return self._check(vectors)
+
+    @property
+    def bits(self) -> float:
+        return 8.0 * self.codes
+
+
+@dataclass
+class Truncate(Defence):
+    """The first `keep` values, rescaled to length 1, as Matryoshka embedders allow (Kusupati et al. 2022).
+
+    all-MiniLM-L6-v2 was not trained that way: the price in retrieval is higher than a Matryoshka model's.
+    """
+
+    keep: int  # values kept
+
+    def __post_init__(self) -> None:
+        self.label = f"first {self.keep}"
+
+    def fit(self, vectors: np.ndarray) -> Truncate:
+        super().fit(vectors)
+        _keep(self.keep, self.dimension)
+        return self
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        return unit(self._check(vectors)[:, : self.keep])
+
+    @property
+    def bits(self) -> float:
+        return 32.0 * self.keep
+
+
+@dataclass
+class PCATruncate(Defence):
+    """The `keep` directions of largest variance, rescaled to length 1; the axes are not published."""
+
+    keep: int  # directions kept
+    secret = True
+
+    def __post_init__(self) -> None:
+        self.label = f"PCA {self.keep}"
+
+    def fit(self, vectors: np.ndarray) -> PCATruncate:
+        super().fit(vectors)
+        _keep(self.keep, min(vectors.shape))
+        # Not centred: cosine is measured from the origin, so the mean direction is one to keep.
+        _, _, axes = np.linalg.svd(_matrix(vectors), full_matrices=False)
+        self._axes = axes[: self.keep].T.astype(np.float32)  # [d, keep]
+        return self
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        return unit(self._check(vectors) @ self._axes)
+
+    @property
+    def bits(self) -> float:
+        return 32.0 * self.keep
+
+
+@dataclass
+class SecretRotation(Defence):
+    """x Q with a secret orthogonal Q: every cosine is kept, so search does not change at all."""
+
+    seed: int = 0  # the key
+    label = "secret rotation"
+    secret = True
+
+    def fit(self, vectors: np.ndarray) -> SecretRotation:
+        super().fit(vectors)
+        self._key = _orthogonal(self.dimension, self.seed)
+        return self
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        return self._check(vectors) @ self._key
+
+
+@dataclass
+class SecretAffine(Defence):
+    """x A + b stored, q A^-T searched: dot products change by a constant a query, so ranks do not.
+
+    The scheme of Wong et al. (2009, "secure kNN"); it was shown to fall to known pairs because it is linear.
+    """
+
+    seed: int = 0  # the key
+    condition: float = 10.0  # largest over smallest stretch of A
+    label = "secret affine map"
+    secret = True
+    metric = "dot"
+
+    def fit(self, vectors: np.ndarray) -> SecretAffine:
+        super().fit(vectors)
+        stretch = np.geomspace(1, self.condition, self.dimension).astype(np.float32)
+        left, right = _orthogonal(self.dimension, self.seed), _orthogonal(self.dimension, self.seed + 1)
+        rng = np.random.default_rng(self.seed + 2)
+        self._map = (left * stretch) @ right
+        self._inverse = (left / stretch) @ right  # A^-T
+        self._shift = rng.standard_normal(self.dimension, dtype=np.float32)
+        return self
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        return self._check(vectors) @ self._map + self._shift
+
+    def query(self, vectors: np.ndarray) -> np.ndarray:
+        return self._check(vectors) @ self._inverse
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """An adaptive attacker's map from a defended space back to the embedder's: unit(stored @ matrix + shift)."""
+
+    matrix: np.ndarray  # float32 [k, d]
+    shift: np.ndarray  # float32 [d]
+
+    @classmethod
+    def fit(
+        cls,
+        stored: np.ndarray,
+        embeddings: np.ndarray,
+        *,
+        method: Literal["ridge", "procrustes"] = "ridge",
+        penalty: float | None = None,
+    ) -> Alignment:
+        """Learn the map from m known pairs: stored [m, k], embeddings of their texts [m, d].
+
+        ridge: least squares with a penalty; undoes any affine map, fills in truncated values and is the best
+        linear denoiser.  procrustes: the nearest rotation (Schonemann 1966), which needs fewer pairs but
+        can only undo a rotation.  penalty: None chooses it by leaving out a fifth of the pairs.
+        Raises VectorError for fewer than 5 pairs or shapes that do not fit together.
+        """
+        stored, embeddings = _matrix(stored), _matrix(embeddings)
+        if len(stored) != len(embeddings) or len(stored) < 5:
+            raise VectorError(
+                f"{len(stored)} stored vectors and {len(embeddings)} embeddings were given: "
+                "alignment needs the same number of both, 5 pairs or more"
+            )
+        if method == "procrustes":
+            if stored.shape[1] != embeddings.shape[1]:
+                raise VectorError(
+                    f"procrustes was given {stored.shape[1]} and {embeddings.shape[1]} dimensions: "
+                    'a rotation keeps the dimension; use method="ridge"'
+                )
+            u, _, vt = np.linalg.svd(stored.T @ embeddings)
+            return cls((u @ vt).astype(np.float32), np.zeros(embeddings.shape[1], dtype=np.float32))
+        if penalty is None:
+            cut = max(1, len(stored) // 5)
+            tried = np.geomspace(1e-6, 10, 8)
+            error = [
+                1
+                - np.mean(
+                    np.sum(
+                        _ridge(stored[cut:], embeddings[cut:], p).apply(stored[:cut])
+                        * unit(embeddings[:cut]),
+                        axis=1,
+                    )
+                )
+                for p in tried
+            ]
+            penalty = float(tried[int(np.argmin(error))])
+        return _ridge(stored, embeddings, penalty)
+
+    def apply(self, stored: np.ndarray) -> np.ndarray:
+        """float32 [n, k] as stored -> unit vectors float32 [n, d] for the inverter."""
+        return unit(_matrix(stored) @ self.matrix + self.shift)
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> Alignment:
+    """Ridge regression with an intercept; the penalty is relative to the mean variance of x."""
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    cx, cy = (x - mean_x).astype(np.float64), (y - mean_y).astype(np.float64)
+    gram = cx.T @ cx  # [k, k]
+    gram[np.diag_indices_from(gram)] += penalty * np.trace(gram) / len(gram) + 1e-12
+    matrix = np.linalg.solve(gram, cx.T @ cy).astype(np.float32)
+    return Alignment(matrix, (mean_y - mean_x @ matrix).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Queries, documents, and for each query the number of the one document that answers it."""
+
+    queries: tuple[str, ...]
+    documents: tuple[str, ...]
+    relevant: tuple[int, ...]
+    name: str = field(default="inverse cloze task")
+
+
+def retrieval_task(passages: Sequence[str], *, queries: int | None = None, seed: int = 0) -> RetrievalTask:
+    """Inverse cloze task (Lee et al. 2019) from held-out text: a passage's first half looks for its second half.
+
+    passages: any texts of four words or more; every second half is a document, `queries` of the first halves
+    (all by default) are asked.  Raises TextError for fewer than 20 usable passages.
+    """
+    halves = [
+        (" ".join(w[: len(w) // 2]), " ".join(w[len(w) // 2 :]))
+        for w in map(str.split, passages)
+        if len(w) >= 4
+    ]
+    if len(halves) < 20:
+        raise TextError(
+            f"{len(halves)} passages of four words or more were given: a retrieval task needs 20 or more"
+        )
+    chosen = np.random.default_rng(seed).permutation(len(halves))[: queries or len(halves)]
+    return RetrievalTask(
+        tuple(halves[i][0] for i in chosen), tuple(d for _, d in halves), tuple(int(i) for i in chosen)
+    )
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """How well the right document is found among all: both between 0 and 1, each with n and interval."""
+
+    recall: Estimate  # share of queries whose document is among the first k
+    ndcg: Estimate  # 1 / log2(1 + rank) of that document, 0 beyond the first k
+    per_query: np.ndarray  # float [n], the nDCG of each query
+
+
+def retrieval(
+    queries: np.ndarray,
+    documents: np.ndarray,
+    relevant: Sequence[int],
+    defence: Defence | None = None,
+    *,
+    k: int = 10,
+) -> RetrievalScores:
+    """Search the defended store.  queries [q, d], documents [n, d]: the embedder's vectors, undefended.
+
+    relevant: [q], number of each query's document.  defence: fitted; None searches the vectors as they are.
+    """
+    if len(queries) != len(relevant) or not len(queries):
+        raise VectorError(
+            f"{len(queries)} queries and {len(relevant)} answers were given: give one answer for each query"
+        )
+    defence = defence or Defence().fit(documents)
+    stored = defence.apply(documents)
+    if defence.metric == "cosine":
+        stored = unit(stored)
+    scores = defence.query(queries) @ stored.T  # [q, n]
+    target = np.take_along_axis(scores, np.asarray(relevant)[:, None], axis=1)
+    rank = 1 + (scores > target).sum(1)  # ties in the document's favour: they are one in a thousand at most
+    gain = np.where(rank <= k, 1 / np.log2(1 + rank), 0.0)
+    return RetrievalScores(bootstrap((rank <= k).astype(float)), bootstrap(gain), gain)
+
+
+def _matrix(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or not vectors.size:
+        raise VectorError(
+            f"vectors of shape {vectors.shape} were given: a matrix [n, d] with n, d >= 1 is needed"
+        )
+    if not np.isfinite(vectors).all():
+        raise VectorError("vectors with NaN or infinite values were given: leave those rows out")
+    return vectors
+
+
+def _keep(keep: int, limit: int) -> None:
+    if not 1 <= keep <= limit:
+        raise VectorError(f"{keep} values were to be kept: choose 1 to {limit}")
+
+
+def _orthogonal(dimension: int, seed: int) -> np.ndarray:
+    """A random orthogonal matrix, uniform (Haar), float32 [d, d]."""
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))
+    return (q * np.sign(np.diag(r))).astype(np.float32)
