@@ -2,7 +2,7 @@
 
     report                a chapter's way of stating a number: shown, and stored in the executed notebook
     Reported, reported    the numbers read back out of an executed notebook
-    Claim, Claims         what book/claims.yml says: the paper's figure, ours per profile, a tolerance, an order
+    Claim, Order, Claims  book/claims.yml: the paper's figure, ours with a tolerance, what is less than what
     compare               every way in which reported numbers and claims disagree, one sentence each
 
 A chapter computes a score and calls `report("bleu_50_steps", scores.bleu)`. The prose then says
@@ -120,7 +120,8 @@ def _reported(name: str, value: Any, fmt: str | None) -> Reported:
             value = int(value)
         if not isinstance(value, int | float | str):
             raise ClaimError(
-                f"report({name!r}) was given a {type(value).__name__}; give a number, a short text or an Estimate."
+                f"report({name!r}) was given a {type(value).__name__}; "
+                "give a number, a short text or an Estimate."
             )
         item = Reported(name, value, fmt=fmt)
     if not isinstance(item.value, str) and not math.isfinite(item.value):
@@ -189,8 +190,8 @@ class Claim:
         if agrees:
             return None
         return (
-            f"{self.name}: {self.chapter} reports {item.value!r}, but claims.yml says {value!r} ± {tolerance} "
-            f"for the profile '{profile}'; find out why before changing either."
+            f"{self.name}: {self.chapter} reports {item.value!r}, but claims.yml says {value!r} "
+            f"± {tolerance} for the profile '{profile}'; find out why before changing either."
         )
 
 

@@ -11,7 +11,7 @@ from .errors import TutorialError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `tutorial-lib`; returns the exit status: 0 fine, 1 a check failed, 2 bad input (one line on stderr)."""
+    """Run `tutorial-lib`; returns 0 for fine, 1 when a check failed, 2 for bad input (one line on stderr)."""
     parser = argparse.ArgumentParser(
         prog="tutorial-lib", description="Invert text embeddings; build the book."
     )
@@ -44,11 +44,12 @@ def add_book(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _book(arguments: argparse.Namespace) -> int:
     from . import build
+    from .book import Book
 
     def echo(line: str) -> None:
         print(line, file=sys.stderr)
 
-    book = build.Book.find()
+    book = Book.find()
     if arguments.html_only:
         page: object = build.render(book, echo)
     else:
@@ -87,13 +88,14 @@ def add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from . import build
+    from . import verify
+    from .book import Book
 
-    book = build.Book.find()
+    book = Book.find()
     if arguments.fix:
-        for path in build.refresh_pages(book):
+        for path in verify.refresh_pages(book):
             print(f"refreshed {path.relative_to(book.root)}", file=sys.stderr)
-    problems, notes = build.check(book)
+    problems, notes = verify.check(book)
     if arguments.json:
         print(json.dumps({"problems": problems, "notes": notes}, indent=1))
     else:

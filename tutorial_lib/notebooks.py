@@ -108,7 +108,8 @@ def _write_parameters(notebook: NotebookNode, parameters: Mapping[str, Any], ste
     unknown = sorted(set(parameters) - set(found))
     if unknown:
         raise TutorialError(
-            f"{stem} has no parameter '{unknown[0]}'; its cell tagged 'parameters' assigns {', '.join(found)}."
+            f"{stem} has no parameter '{unknown[0]}'; "
+            f"its cell tagged 'parameters' assigns {', '.join(found)}."
         )
     for name, value in parameters.items():
         node = found[name]
@@ -122,7 +123,7 @@ def _write_parameters(notebook: NotebookNode, parameters: Mapping[str, Any], ste
 
 
 def code_hash(notebook: NotebookNode) -> str:
-    """sha256 of everything that decides a chapter's outputs in the notebook itself: its code cells, in order."""
+    """sha256 of what decides a chapter's outputs in the notebook itself: its code cells, in order."""
     return hashlib.sha256(json.dumps(_code(notebook)).encode()).hexdigest()
 
 
@@ -160,8 +161,8 @@ def execute(
             )
         except papermill.PapermillExecutionError as error:
             raise TutorialError(
-                f"{scratch.stem} stopped at its code cell {error.exec_count} with {error.ename}: {error.evalue} "
-                f"(the notebook so far: {scratch}):\n{error.source}"
+                f"{scratch.stem} stopped at its code cell {error.exec_count} with {error.ename}: "
+                f"{error.evalue} (the notebook so far: {scratch}):\n{error.source}"
             ) from error
 
 
@@ -210,8 +211,8 @@ def tidy(notebook: NotebookNode, stem: str) -> None:
             )
             if _ADDRESS.search(shown):
                 raise TutorialError(
-                    f"{stem} prints a memory address ({_around(_ADDRESS, shown)}), which changes with every run; "
-                    f"print something else, or end the line with ';', in the cell:\n{cell.source}"
+                    f"{stem} prints a memory address ({_around(_ADDRESS, shown)}), which changes with every "
+                    f"run; print something else, or end the line with ';', in the cell:\n{cell.source}"
                 )
         cell.outputs = outputs
 
@@ -220,8 +221,8 @@ def _refuse_warnings(text: str, cell: NotebookNode, stem: str) -> None:
     lines = [line for line in re.split(r"[\r\n]", text) if line.strip() and not _PROGRESS.search(line)]
     if lines and not _is_colab(cell):
         raise TutorialError(
-            f"{stem} writes to stderr ({lines[0][:200]!r}), which would stand on the page; mend what it warns about, "
-            f"or silence it where it is harmless, in the cell:\n{cell.source}"
+            f"{stem} writes to stderr ({lines[0][:200]!r}), which would stand on the page; "
+            f"mend what it warns about, or silence it where it is harmless, in the cell:\n{cell.source}"
         )
 
 

@@ -32,8 +32,8 @@ def fill(text: str, numbers: Mapping[str, Reported], claims: Mapping[str, Claim]
     misspelt = re.search(r"\{(?:report|paper)\}`[^`]*`?", filled)
     if misspelt:
         raise ClaimError(
-            f"{misspelt.group()} is not a role this book knows; write {{report}}`name`, {{report}}`name.low:.1f` "
-            "or {paper}`name`."
+            f"{misspelt.group()} is not a role this book knows; write {{report}}`name`, "
+            "{report}`name.low:.1f` or {paper}`name`."
         )
     return filled
 

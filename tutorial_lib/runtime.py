@@ -42,7 +42,8 @@ class Runtime:
 def setup(profile: str = "cpu", seed: int = 0) -> Runtime:
     """Choose the device, seed Python, numpy and torch, print the table and return the choices.
 
-    profile: one of smoke, cpu, gpu, paper. Without a GPU every profile runs on the CPU, and a sentence says so.
+    profile: one of smoke, cpu, gpu, paper. Without a GPU each runs on the CPU, and a sentence
+    says so.
     Raises TutorialError for an unknown profile.
     """
     if profile not in PROFILES:
@@ -56,9 +57,7 @@ def setup(profile: str = "cpu", seed: int = 0) -> Runtime:
     runtime = Runtime(*_device(), profile, seed)
     print(runtime)
     if profile in ("gpu", "paper") and runtime.device == "cpu":
-        print(
-            f"No GPU here: the profile '{profile}' runs on the CPU, with the same results and far more patience."
-        )
+        print(f"No GPU here: the profile '{profile}' runs on the CPU, correct but slow.")
     return runtime
 
 

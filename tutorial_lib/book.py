@@ -1,0 +1,168 @@
+"""Where the parts of the book are, and what is already known about each chapter.
+
+    Book                 a clone of the repository: sources, pages, profiles, claims, manifest, fingerprints
+    published_numbers    what the published chapters report
+    republished          the notebook file that a chapter's source and its outputs give
+
+`tutorial_lib.build` changes these files, `tutorial_lib.verify` checks them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nbformat import NotebookNode
+
+from . import notebooks
+from .claims import Claims, Reported, reported, union
+from .errors import TutorialError
+from .runtime import PROFILES
+
+# Modules that decide how a chapter is built or started but not what it computes.
+_RUNNER = {"book.py", "build.py", "cli.py", "notebooks.py", "prose.py", "verify.py"}
+
+
+@dataclass(frozen=True)
+class Book:
+    """A clone of the repository, seen as a book."""
+
+    root: Path  # the folder with _config.yml
+
+    @classmethod
+    def find(cls, start: Path | None = None) -> Book:
+        """The book around a folder (default: where we are). Raises TutorialError outside a clone."""
+        here = (start or Path.cwd()).resolve()
+        for folder in (here, *here.parents):
+            if (folder / "_config.yml").is_file() and (folder / "book" / "profiles.yml").is_file():
+                return cls(folder)
+        raise TutorialError(
+            f"{here} is not inside a clone of the book (no _config.yml above it); change into one."
+        )
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "book"
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.folder / "manifest.json"
+
+    @cached_property
+    def sources(self) -> dict[str, Path]:
+        """Chapter stem -> its text source, in reading order."""
+        return {path.stem: path for path in sorted(self.folder.glob("*.md")) if notebooks.is_chapter(path)}
+
+    @cached_property
+    def pages(self) -> list[Path]:
+        """README.md and the pages that are not executed."""
+        plain = [path for path in sorted(self.folder.glob("*.md")) if path.stem not in self.sources]
+        readme = self.root / "README.md"
+        return ([readme] if readme.exists() else []) + plain
+
+    @cached_property
+    def repository(self) -> str:
+        """The address of the repository, from the one place that holds it: _config.yml."""
+        config = yaml.safe_load((self.root / "_config.yml").read_text(encoding="utf-8"))
+        return str(config["repository"]["url"]).rstrip("/")
+
+    @cached_property
+    def profiles(self) -> dict[str, Any]:
+        content = yaml.safe_load((self.folder / "profiles.yml").read_text(encoding="utf-8")) or {}
+        unknown = set(content) - {"published", "common", "chapters"}
+        if unknown or content.get("published") not in PROFILES:
+            raise TutorialError(
+                "book/profiles.yml takes 'published' (one of the profiles), 'common' and 'chapters'."
+            )
+        for stem, entry in (content.get("chapters") or {}).items():
+            bad = set(entry or {}) - {*PROFILES, "minutes"}
+            if bad:
+                raise TutorialError(f"book/profiles.yml: {stem} has the unknown entry '{min(bad)}'.")
+        return content
+
+    @property
+    def published(self) -> str:
+        return self.profiles["published"]
+
+    @cached_property
+    def claims(self) -> Claims:
+        return Claims.read(self.folder / "claims.yml")
+
+    def parameters(self, stem: str, profile: str) -> dict[str, Any]:
+        """What a profile sets in a chapter: its own name, the common values, the chapter's values."""
+        common = (self.profiles.get("common") or {}).get(profile) or {}
+        chapter = ((self.profiles.get("chapters") or {}).get(stem) or {}).get(profile) or {}
+        return {"profile": profile, **common, **chapter}
+
+    def source(self, stem: str, profile: str) -> NotebookNode:
+        return notebooks.read_source(self.sources[stem], self.parameters(stem, profile), self.repository)
+
+    def notebook(self, stem: str) -> Path:
+        return self.folder / f"{stem}.ipynb"
+
+    def manifest(self) -> dict[str, dict[str, str]]:
+        return read_json(self.manifest_path)
+
+    @cached_property
+    def library_hash(self) -> str:
+        """sha256 of the modules that chapters compute with (the installed library is this clone's)."""
+        files = [
+            path for path in sorted((self.root / "tutorial_lib").rglob("*.py")) if path.name not in _RUNNER
+        ]
+        return _hash_files(self.root, files)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        folder = self.root / "tutorial_lib" / "weights"
+        return _hash_files(
+            self.root, [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".md"]
+        )
+
+    def fingerprint(self, source: NotebookNode, profile: str) -> dict[str, str]:
+        """What must be equal for the outputs of an earlier run to count as those of this one."""
+        return {
+            "profile": profile,
+            "code": notebooks.code_hash(source),  # parameters included: they are written into their cell
+            "library": self.library_hash,
+            "weights": self.weights_hash,
+        }
+
+
+def published_numbers(book: Book) -> dict[str, Reported]:
+    return union(
+        reported(notebooks.read(book.notebook(stem))) for stem in book.sources if book.notebook(stem).exists()
+    )
+
+
+def republished(book: Book, stem: str, numbers: Mapping[str, Reported]) -> str:
+    """The file that book/NN.ipynb should be, given its source and its outputs."""
+    executed = notebooks.read(book.notebook(stem))
+    profile = book.manifest().get(stem, {}).get("profile", book.published)
+    source = book.source(stem, profile)
+    return notebooks.dumps(notebooks.publish(source, executed, numbers, book.claims.claims))
+
+
+def _hash_files(root: Path, files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file in one step, so that an interrupted build leaves the old one whole."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)

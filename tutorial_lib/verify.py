@@ -1,0 +1,164 @@
+"""Everything about the book that can be verified, or written, without executing a chapter.
+
+check            problems and notes: `tutorial-lib check`
+refresh_pages    numbers, tables and addresses in README.md and the pages that are not executed
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from . import notebooks
+from .book import Book, published_numbers, republished, write
+from .claims import Reported, compare, reported, union
+from .errors import ClaimError, TutorialError
+from .prose import refresh, typed_by_hand
+
+_RAW = re.compile(r"^(?::{3,}|`{3,}\{).*|\{[a-z][a-z:_-]*\}`[^`]*`", re.M)
+# api.md lists the modules in the order in which a text flows through them, then the rest by name.
+_FLOW = (
+    "corpora",
+    "records",
+    "embedder",
+    "inverter",
+    "corrector",
+    "checkpoints",
+    "search",
+    "metrics",
+    "information",
+)
+
+
+def check(book: Book) -> tuple[list[str], list[str]]:
+    """(problems, notes), one sentence each: claims, tampered or outdated notebooks, digits typed by hand,
+    text that should have been generated, directives that Colab would show raw. Executes nothing."""
+    problems: list[str] = []
+    notes: list[str] = []
+    manifest = book.manifest()
+    numbers: dict[str, dict[str, Reported]] = {}
+    for stem in book.sources:
+        try:
+            notebook = notebooks.read(book.notebook(stem))
+            numbers[stem] = reported(notebook)
+            entry = manifest.get(stem, {})
+            if notebooks.outputs_hash(notebook) != entry.get("outputs"):
+                problems.append(
+                    f"{stem}.ipynb: its outputs are not those of the run that published it; run make book."
+                )
+            wanted = book.fingerprint(book.source(stem, book.published), book.published)
+            changed = [key for key in ("library", "weights") if entry.get(key) != wanted[key]]
+            if changed:
+                notes.append(
+                    f"{stem}: the {' and '.join(changed)} changed since it was executed; run make book."
+                )
+        except TutorialError as error:
+            problems.append(str(error))
+    try:
+        problems += compare(numbers, book.claims, book.published)
+        known = union(numbers.values())
+        for stem in numbers:
+            problems += _check_chapter(book, stem, known)
+        for path in book.pages:
+            problems += _typed(path.name, path.read_text(encoding="utf-8"), known, book)
+        problems += [
+            f"{path.name}: generated text is out of date; run 'tutorial-lib check --fix'."
+            for path, text in _refreshed(book).items()
+            if path.read_text(encoding="utf-8") != text
+        ]
+    except ClaimError as error:
+        problems.append(str(error))
+    return problems, notes
+
+
+def _check_chapter(book: Book, stem: str, numbers: Mapping[str, Reported]) -> list[str]:
+    problems = []
+    path = book.notebook(stem)
+    try:
+        if republished(book, stem, numbers) != path.read_text(encoding="utf-8"):
+            problems.append(
+                f"{path.name} is not what {stem}.md and its outputs give; run make book, edit only the .md."
+            )
+    except TutorialError as error:
+        problems.append(f"{stem}: {error}")
+    for cell in notebooks.read(path).cells:
+        if cell.cell_type == "markdown":
+            raw = [match.group() for match in _RAW.finditer(cell.source)]
+            problems += [
+                f"{path.name}: Colab would show '{text[:60]}' raw; write plain Markdown." for text in raw
+            ]
+    for cell in book.source(stem, book.published).cells:
+        if cell.cell_type == "markdown":
+            problems += _typed(f"{stem}.md", cell.source, numbers, book)
+    return problems
+
+
+def _typed(where: str, text: str, numbers: Mapping[str, Reported], book: Book) -> list[str]:
+    return [
+        f"{where}: '{typed}' is typed by hand, but {name} is reported; "
+        f"write {{report}}`{name}`, or code if it only happens to agree: `{typed}`."
+        for typed, name in typed_by_hand(text, numbers, book.claims.claims)
+    ]
+
+
+def refresh_pages(book: Book) -> list[Path]:
+    """Bring generated text up to date; returns the files that changed."""
+    changed = [path for path, text in _refreshed(book).items() if path.read_text(encoding="utf-8") != text]
+    for path in changed:
+        write(path, _refreshed(book)[path])
+    return changed
+
+
+def _refreshed(book: Book) -> dict[Path, str]:
+    numbers = published_numbers(book)
+    blocks = {
+        "badges": lambda: _badges(book),
+        "chapters": lambda: _chapter_table(book, "book/"),  # as README.md links to them
+        "book_chapters": lambda: _chapter_table(book, ""),
+        "modules": lambda: _modules(book),
+    }
+    pages = {
+        path: refresh(path.read_text(encoding="utf-8"), numbers, book.claims.claims, blocks)
+        for path in book.pages
+    }
+    # the two files whose formats have no place for a reference to _config.yml
+    lines = {
+        "pyproject.toml": r'(?m)^(Repository = ").*(")$',
+        "CITATION.cff": r'(?m)^(repository-code: ").*(")$',
+    }
+    for name, pattern in lines.items():
+        path = book.root / name
+        if path.exists():
+            pages[path] = re.sub(pattern, rf"\g<1>{book.repository}\g<2>", path.read_text(encoding="utf-8"))
+    return pages
+
+
+def _colab(book: Book, stem: str) -> str:
+    path = re.sub(r"^https://github\.com/", "", book.repository)
+    return f"https://colab.research.google.com/github/{path}/blob/main/book/{stem}.ipynb"
+
+
+def _badges(book: Book) -> str:
+    workflow = f"{book.repository}/actions/workflows/checks.yml"
+    return f"[![checks]({workflow}/badge.svg)]({workflow}) [repository]({book.repository})\n"
+
+
+def _chapter_table(book: Book, folder: str) -> str:
+    rows = ["| chapter | two CPU cores | T4 | |", "|---|---|---|---|"]
+    for stem, path in book.sources.items():
+        title = re.search(r"^# (.+)$", path.read_text(encoding="utf-8"), re.M)
+        minutes = ((book.profiles.get("chapters") or {}).get(stem) or {}).get("minutes") or {}
+        times = [f"{minutes[key]} min" if key in minutes else "" for key in ("cpu", "t4")]
+        name = f"[{title.group(1) if title else stem}]({folder}{stem}.ipynb)"
+        rows.append(f"| {name} | {times[0]} | {times[1]} | [Colab]({_colab(book, stem)}) |")
+    return "\n".join(rows) + "\n"
+
+
+def _modules(book: Book) -> str:
+    package = book.root / "tutorial_lib"
+    names = {path.stem for path in package.glob("*.py") if path.stem != "__init__"}
+    names |= {path.parent.name for path in package.glob("*/__init__.py")}
+    ordered = [name for name in _FLOW if name in names] + sorted(names - set(_FLOW))
+    automodule = "```{{eval-rst}}\n.. automodule:: tutorial_lib.{name}\n   :members:\n```\n\n"
+    return "".join(f"## {name}\n\n" + automodule.format(name=name) for name in ordered)
