@@ -1,0 +1,262 @@
+"""The audit end to end on real files, with an inverter that looks its answers up instead of computing them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import stat
+import sys
+import zlib
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tutorial_lib.audit import Journal, add_parser, audit, run, scan
+from tutorial_lib.audit_report import OWASP, summarise
+from tutorial_lib.errors import StoreError, TutorialError, VectorError
+from tutorial_lib.privacy import SecretRotation, unit
+from tutorial_lib.stores import open_store
+
+D = 24
+TEXTS = [f"ann lee{i} has asthma since may {i % 28 + 1}" for i in range(60)] + [
+    f"word{i} " * 12 for i in range(20)
+]
+
+
+class Embedder:
+    """Words to ids, hashed words to vectors: enough of an embedder for the audit, and fast."""
+
+    name, dimension, max_tokens = "toy", D, 64
+
+    def __init__(self):
+        self.queries = 0
+        self.words: dict[str, int] = {}
+
+    def token_ids(self, texts):
+        return [[self.words.setdefault(w, len(self.words)) for w in t.split()] for t in texts]
+
+    def encode(self, texts, **_):
+        self.queries += len(texts)
+        return unit(np.stack([sum(map(self._word, enumerate(text.split()))) for text in texts]))
+
+    @staticmethod
+    def _word(place):
+        return np.random.default_rng(zlib.crc32(repr(place).encode())).normal(size=D)
+
+
+@dataclass
+class Inversion:
+    texts: list[str]
+    cosines: np.ndarray
+    queries: np.ndarray
+
+
+class Lookup:
+    """An `invert` that knows every text: the nearest one, or with steps=0 the same without its last word."""
+
+    def __init__(self, embedder, *, stop_after: int | None = None):
+        self.embedder, self.calls, self.stop_after = embedder, 0, stop_after
+        self.vectors = embedder.encode(TEXTS)
+
+    def __call__(self, vectors, embedder, inverter, corrector=None, *, steps=50, beam_width=8, seed=0, **_):
+        if steps:
+            self.calls += 1
+            if self.stop_after is not None and self.calls > self.stop_after:
+                raise KeyboardInterrupt
+        found = [TEXTS[i] for i in (vectors @ self.vectors.T).argmax(axis=1)]
+        texts = found if steps else [" ".join(t.split()[:-1]) for t in found]
+        cosines = np.sum(embedder.encode(texts) * vectors, axis=1)
+        return Inversion(texts, cosines, np.full(len(texts), steps + 1))
+
+
+INVERTER = SimpleNamespace(config=SimpleNamespace(max_tokens=8))
+
+
+@pytest.fixture
+def embedder():
+    return Embedder()
+
+
+def save(folder, embedder, *, texts=True, vectors=None):
+    """A Parquet store of all texts; its address."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = embedder.encode(TEXTS) if vectors is None else vectors
+    kept = {"text": TEXTS[: len(rows)]} if texts else {}
+    columns = {"vector": pa.array(rows.tolist(), type=pa.list_(pa.float32(), rows.shape[1]))}
+    pq.write_table(pa.table(columns | kept), folder / "store.parquet")
+    return f"parquet:{folder}/store.parquet"
+
+
+def run_audit(url, embedder, out, **options):
+    options = {"sample": 40, "steps": 3, "batch_size": 8, "invert": Lookup(embedder)} | options
+    return audit(url, embedder, INVERTER, None, out=out, **options)
+
+
+def test_a_store_that_leaks(tmp_path, embedder):
+    url = save(tmp_path, embedder)
+    before = (tmp_path / "store.parquet").read_bytes()
+    report = run_audit(
+        url, embedder, tmp_path / "out", names=["ann lee1", "ann lee2", "bob nobody"], sample=80
+    )
+    assert report.fit["verdict"] == "yes"
+    assert (report.exact.value, report.exact.n) == (100.0, 80)
+    assert report.verdict.startswith("These vectors are about as private as their text")
+    assert set(report.f1_by_length) == {"1–8", "9–16"}
+    assert (report.pii["date"].value, report.pii["date"].n) == (100.0, 60)
+    assert (report.names["full"].value, report.names["full"].n) == (100.0, 2)
+    assert report.queries >= 80 * 4
+    assert any("20 of 80 texts are longer than the 8" in reason for reason in report.not_judged)
+    assert (tmp_path / "store.parquet").read_bytes() == before  # never written to
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert written["exact"]["n"] == 80
+    assert written["standard"] == OWASP
+
+
+def test_texts_are_masked_unless_shown(tmp_path, embedder):
+    url = save(tmp_path, embedder)
+    run_audit(url, embedder, tmp_path / "masked")
+    for file in (tmp_path / "masked").iterdir():
+        assert "asthma" not in file.read_text()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    run_audit(url, embedder, tmp_path / "shown", show=True)
+    page = (tmp_path / "shown" / "report.html").read_text()
+    assert "asthma" in page
+    assert "src=" not in page
+    assert "http" not in page  # self-contained
+    assert not (tmp_path / "shown" / "sample.npz").exists()
+
+
+def test_a_killed_audit_resumes_without_repeating_work(tmp_path, embedder):
+    url, out = save(tmp_path, embedder), tmp_path / "out"
+    whole = run_audit(url, embedder, tmp_path / "whole")
+    stopped = Lookup(embedder, stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(url, embedder, out, invert=stopped)
+    with (out / "journal.jsonl").open("a") as file:
+        file.write('{"rows_done": [{"id"')  # a line the kill cut short
+    again = Lookup(embedder)
+    report = run_audit(url, embedder, out, invert=again)
+    assert again.calls == 5 - 2
+    assert (report.exact, report.f1, report.rows) == (whole.exact, whole.f1, 40)
+    finished = Lookup(embedder)
+    assert run_audit(url, embedder, out, invert=finished).exact == whole.exact
+    assert finished.calls == 0
+    with pytest.raises(TutorialError, match="already holds an audit"):
+        run_audit(url, embedder, out, resume=False)
+    with pytest.raises(TutorialError, match="started with another steps"):
+        run_audit(url, embedder, out, steps=9)
+    (out / "journal.jsonl").write_text("{}\nnonsense\n")
+    with pytest.raises(TutorialError, match="line 2 of .* is damaged"):
+        run_audit(url, embedder, out)
+
+
+def test_without_texts_cosine_decides(tmp_path, embedder):
+    report = run_audit(save(tmp_path, embedder, texts=False), embedder, tmp_path / "out", names=["ann lee3"])
+    assert report.exact is None
+    assert report.f1 is None
+    assert report.same.value == 100.0
+    assert report.guessed["date"] > 0
+    assert any("judged by cosine alone" in reason for reason in report.not_judged)
+
+
+def test_coarse_storage_cannot_be_judged_by_cosine(tmp_path, embedder):
+    np.save(tmp_path / "bits.npy", np.packbits(embedder.encode(TEXTS) > 0, axis=1))
+    report = run_audit(f"npy:{tmp_path}/bits.npy", embedder, tmp_path / "out")
+    assert report.same is None
+    assert any("too coarsely stored" in reason for reason in report.not_judged)
+    assert any("trained on binary vectors" in reason for reason in report.not_judged)
+    assert report.verdict.startswith("This attack recovered little")
+
+
+def test_vectors_of_another_embedder_are_recognised(tmp_path, embedder):
+    rotated = SecretRotation(1).fit(embedder.encode(TEXTS)).apply(embedder.encode(TEXTS))
+    noise = np.random.default_rng(0).normal(size=(80, D + 1)).astype(np.float32)
+    invert = Lookup(embedder)
+    report = run_audit(save(tmp_path, embedder, vectors=noise), embedder, tmp_path / "size", invert=invert)
+    assert report.fit["verdict"] == "no"
+    assert "25 dimensions and toy writes 24" in report.fit["reason"]
+    assert report.verdict.startswith("Not judged")
+    assert invert.calls == 0
+    report = run_audit(save(tmp_path, embedder, vectors=rotated), embedder, tmp_path / "rotated")
+    assert report.fit["verdict"] == "no"
+    assert "transformed before storage" in report.fit["reason"]
+
+
+def test_rows_that_cannot_be_used(tmp_path, embedder):
+    vectors = embedder.encode(TEXTS)
+    vectors[3], vectors[4] = np.nan, 0
+    report = run_audit(save(tmp_path, embedder, vectors=vectors), embedder, tmp_path / "out")
+    assert report.skipped == 2
+    assert any("2 rows without a usable vector" in reason for reason in report.not_judged)
+    with pytest.raises(VectorError, match="no usable vector"):
+        run_audit(
+            save(tmp_path, embedder, vectors=np.zeros((9, D), dtype=np.float32)), embedder, tmp_path / "none"
+        )
+    with pytest.raises(StoreError, match="no parquet store"):
+        run_audit(f"parquet:{tmp_path}/gone.parquet", embedder, tmp_path / "gone")
+    with pytest.raises(TutorialError, match="sample of 0 rows"):
+        run_audit(save(tmp_path, embedder), embedder, tmp_path / "zero", sample=0)
+
+
+def test_the_sample_is_uniform_and_without_repeats(tmp_path):
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32))
+    counts = np.zeros(300)
+    for seed in range(200):
+        with open_store(str(tmp_path / "v.npy")) as store:
+            found = scan(store, 30, seed=seed, batch=37)
+        assert len(set(found.ids)) == 30
+        rows = [int(i) for i in found.ids]
+        np.testing.assert_array_equal(found.vectors, np.load(tmp_path / "v.npy")[rows])
+        counts[rows] += 1
+    # 20 expected per row, standard deviation 4.2; halves of the store are equally likely
+    assert counts.min() > 4
+    assert counts.max() < 40
+    assert counts[:150].sum() == pytest.approx(3000, abs=200)
+
+
+def test_the_out_folder_must_be_writable(tmp_path, embedder):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot write to"):
+        Journal(tmp_path / "file" / "out", {}, resume=True)
+
+
+def test_personal_data_outweighs_whole_texts():
+    row = {"id": "1", "cosine": 0.5, "queries": 1, "same": False, "guess": "x", "guessed_pii": [], "guessed_names": 0,
+           "length": 5, "exact": False, "f1": 10.0, "pii": [["date", True]], "names": []}  # fmt: skip
+    entries = [{"settings": {"store": "s", "embedder": "toy"}}, {"scan": {"rows": 1, "skipped": 0, "norm": [1, 1, 1]}},
+               {"fit": {"verdict": "yes", "reason": "r", "cosine": 0.9, "random": 0.1}}, {"rows_done": [row] * 5}]  # fmt: skip
+    about = {"stored": "s", "quantisation": "float32", "has_text": True}
+    assert summarise(entries, about, 8).verdict.startswith("These vectors leak personal data")
+    row |= {"pii": [], "f1": 60.0}
+    report = summarise(entries, about, 0)
+    assert report.verdict.startswith("These vectors leak much of their text")
+    assert "token F1, %" in report.to_text()
+
+
+def test_command_line(tmp_path, embedder, monkeypatch, capsys):
+    loader = SimpleNamespace(from_pretrained=lambda name: INVERTER)
+    modules = {
+        "inverter": SimpleNamespace(Inverter=loader),
+        "corrector": SimpleNamespace(Corrector=loader),
+        "embedder": SimpleNamespace(Embedder=SimpleNamespace(from_pretrained=lambda name: embedder)),
+        "search": SimpleNamespace(invert=Lookup(embedder)),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, f"tutorial_lib.{name}", module)
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    (tmp_path / "names").write_text("ann lee1\n\nann lee2\n")
+    common = [save(tmp_path, embedder), "--sample", "20", "--steps", "2", "--out", str(tmp_path / "out")]
+    arguments = parser.parse_args(["audit", *common, "--names", str(tmp_path / "names")])
+    assert arguments.run(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("These vectors are about as private")
+    assert "inverted 20 of 20" in err
+    arguments = parser.parse_args(["audit", *common[:-1], str(tmp_path / "json"), "--json"])
+    assert run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 20
+    arguments = parser.parse_args(["audit", *common, "--names", str(tmp_path / "gone")])
+    with pytest.raises(TutorialError, match="cannot be read"):
+        arguments.run(arguments)
