@@ -31,7 +31,7 @@ else
 endif
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint $(STAMPS)/constraints.txt
 
-.PHONY: help book smoke check test lint serve clean setup lock
+.PHONY: help book html smoke check test lint serve clean setup lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ help: ## this list
 
 book: setup ## execute the chapters that changed, build the book strictly, open it
 	@$(PY) -m tutorial_lib.cli book --open $(if $(PROFILE),--profile $(PROFILE)) $(if $(CHAPTERS),--chapters $(CHAPTERS)) $(if $(FORCE),--force)
+
+html: setup ## the strict HTML build of the published notebooks, nothing executed
+	@$(PY) -m tutorial_lib.cli book --html-only
 
 smoke: setup ## every chapter in seconds, in a temporary folder: shape and order only
 	@$(PY) -m tutorial_lib.cli book --profile smoke $(if $(CHAPTERS),--chapters $(CHAPTERS))

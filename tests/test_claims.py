@@ -178,9 +178,9 @@ def test_records_of_an_estimate_belong_together() -> None:
     assert reported(book) == {"x": Reported("x", 2.0, 1.0, 3.0, 9, ".1f")}
     with pytest.raises(ClaimError, match="twice"):
         reported(notebook_with(("x", 1, {"estimate": False, "fmt": None}), ("x", 2, None)))
+    book = notebook_with(("x", 1, {"estimate": False, "fmt": None}))
+    book.cells[0].outputs[0].data[GLUE_PREFIX + "text/plain"] = "os.remove"
     with pytest.raises(ClaimError, match="cannot be read"):
-        book = notebook_with(("x", 1, {"estimate": False, "fmt": None}))
-        book.cells[0].outputs[0].data[GLUE_PREFIX + "text/plain"] = "os.remove"
         reported(book)
 
 

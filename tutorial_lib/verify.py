@@ -64,7 +64,7 @@ def check(book: Book) -> tuple[list[str], list[str]]:
             problems += _typed(path.name, path.read_text(encoding="utf-8"), known, book)
         problems += [
             f"{path.name}: generated text is out of date; run 'tutorial-lib check --fix'."
-            for path, text in _refreshed(book).items()
+            for path, text in _refreshed(book, known).items()
             if path.read_text(encoding="utf-8") != text
         ]
     except ClaimError as error:
@@ -104,14 +104,14 @@ def _typed(where: str, text: str, numbers: Mapping[str, Reported], book: Book) -
 
 def refresh_pages(book: Book) -> list[Path]:
     """Bring generated text up to date; returns the files that changed."""
-    changed = [path for path, text in _refreshed(book).items() if path.read_text(encoding="utf-8") != text]
+    texts = _refreshed(book, published_numbers(book))
+    changed = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
     for path in changed:
-        write(path, _refreshed(book)[path])
+        write(path, texts[path])
     return changed
 
 
-def _refreshed(book: Book) -> dict[Path, str]:
-    numbers = published_numbers(book)
+def _refreshed(book: Book, numbers: Mapping[str, Reported]) -> dict[Path, str]:
     blocks = {
         "badges": lambda: _badges(book),
         "chapters": lambda: _chapter_table(book, "book/"),  # as README.md links to them
