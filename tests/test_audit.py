@@ -1,4 +1,4 @@
-"""The audit end to end on real files, with an inverter that looks its answers up instead of computing them."""
+"""The audit end to end on real files, with an inverter that looks its answers up."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tutorial_lib.audit import Journal, add_parser, audit, run, scan
+from tutorial_lib.audit import Journal, add_parser, audit, run
 from tutorial_lib.audit_report import OWASP, summarise
+from tutorial_lib.audit_sample import scan
 from tutorial_lib.errors import StoreError, TutorialError, VectorError
 from tutorial_lib.privacy import SecretRotation, unit
 from tutorial_lib.stores import open_store
@@ -148,7 +149,7 @@ def test_a_killed_audit_resumes_without_repeating_work(tmp_path, embedder):
     with pytest.raises(TutorialError, match="started with another steps"):
         run_audit(url, embedder, out, steps=9)
     (out / "journal.jsonl").write_text("{}\nnonsense\n")
-    with pytest.raises(TutorialError, match="line 2 of .* is damaged"):
+    with pytest.raises(TutorialError, match=r"line 2 of .* is damaged"):
         run_audit(url, embedder, out)
 
 
@@ -223,10 +224,26 @@ def test_the_out_folder_must_be_writable(tmp_path, embedder):
 
 
 def test_personal_data_outweighs_whole_texts():
-    row = {"id": "1", "cosine": 0.5, "queries": 1, "same": False, "guess": "x", "guessed_pii": [], "guessed_names": 0,
-           "length": 5, "exact": False, "f1": 10.0, "pii": [["date", True]], "names": []}  # fmt: skip
-    entries = [{"settings": {"store": "s", "embedder": "toy"}}, {"scan": {"rows": 1, "skipped": 0, "norm": [1, 1, 1]}},
-               {"fit": {"verdict": "yes", "reason": "r", "cosine": 0.9, "random": 0.1}}, {"rows_done": [row] * 5}]  # fmt: skip
+    row = {
+        "id": "1",
+        "cosine": 0.5,
+        "queries": 1,
+        "same": False,
+        "guess": "x",
+        "guessed_pii": [],
+        "guessed_names": 0,
+        "length": 5,
+        "exact": False,
+        "f1": 10.0,
+        "pii": [["date", True]],
+        "names": [],
+    }
+    entries = [
+        {"settings": {"store": "s", "embedder": "toy"}},
+        {"scan": {"rows": 1, "skipped": 0, "norm": [1, 1, 1]}},
+        {"fit": {"verdict": "yes", "reason": "r", "cosine": 0.9, "random": 0.1}},
+        {"rows_done": [row] * 5},
+    ]
     about = {"stored": "s", "quantisation": "float32", "has_text": True}
     assert summarise(entries, about, 8).verdict.startswith("These vectors leak personal data")
     row |= {"pii": [], "f1": 60.0}

@@ -19,10 +19,9 @@ from tutorial_lib.privacy import (
     SecretAffine,
     SecretRotation,
     Truncate,
-    retrieval,
-    retrieval_task,
     unit,
 )
+from tutorial_lib.retrieval import retrieval, retrieval_task
 
 D = 32
 RNG = np.random.default_rng(0)
@@ -31,8 +30,17 @@ VECTORS = unit(
     (RNG.normal(size=(600, D)) * np.geomspace(3, 0.3, D)) @ np.linalg.qr(RNG.normal(size=(D, D)))[0]
 )
 QUERIES = unit(VECTORS[:100] + 0.05 * RNG.normal(size=(100, D)))
-EVERY = [GaussianNoise(0.01), Quantise(4), Int8(), Binary(), ProductQuantisation(8), Truncate(16), PCATruncate(16),
-         SecretRotation(3), SecretAffine(3)]  # fmt: skip
+EVERY = [
+    GaussianNoise(0.01),
+    Quantise(4),
+    Int8(),
+    Binary(),
+    ProductQuantisation(8),
+    Truncate(16),
+    PCATruncate(16),
+    SecretRotation(3),
+    SecretAffine(3),
+]
 
 
 def cosines(a, b):
@@ -43,7 +51,8 @@ def cosines(a, b):
 def test_every_defence_keeps_its_promises(defence):
     assert defence.fit(VECTORS) is defence
     stored = defence.apply(VECTORS)
-    assert stored.dtype == np.float32 and len(stored) == len(VECTORS)
+    assert stored.dtype == np.float32
+    assert len(stored) == len(VECTORS)
     np.testing.assert_array_equal(stored, defence.apply(VECTORS))  # the same every time
     assert defence.query(QUERIES).shape == (100, stored.shape[1])
     assert defence.read(stored).shape == VECTORS.shape
@@ -56,9 +65,15 @@ def test_every_defence_keeps_its_promises(defence):
 def test_a_defence_must_be_fitted_and_possible():
     with pytest.raises(VectorError, match="before it was fitted"):
         Int8().apply(VECTORS)
-    for impossible in (lambda: Quantise(0), lambda: GaussianNoise(-1), lambda: Truncate(0).fit(VECTORS),
-                       lambda: PCATruncate(99).fit(VECTORS), lambda: ProductQuantisation(7).fit(VECTORS),
-                       lambda: Defence().fit(np.full((3, 3), np.nan)), lambda: Defence().fit(np.zeros(3))):  # fmt: skip
+    for impossible in (
+        lambda: Quantise(0),
+        lambda: GaussianNoise(-1),
+        lambda: Truncate(0).fit(VECTORS),
+        lambda: PCATruncate(99).fit(VECTORS),
+        lambda: ProductQuantisation(7).fit(VECTORS),
+        lambda: Defence().fit(np.full((3, 3), np.nan)),
+        lambda: Defence().fit(np.zeros(3)),
+    ):
         with pytest.raises(VectorError):
             impossible()
 
@@ -88,7 +103,8 @@ def test_what_each_defence_does_to_a_vector():
 def test_search_finds_what_the_defence_leaves():
     answers = range(100)
     plain = retrieval(QUERIES, VECTORS, answers)
-    assert plain.ndcg.value > 0.95 and plain.recall.n == 100
+    assert plain.ndcg.value > 0.95
+    assert plain.recall.n == 100
     for exact in (SecretRotation(), SecretAffine()):  # both keep every rank
         assert retrieval(QUERIES, VECTORS, answers, exact.fit(VECTORS)).ndcg.value == pytest.approx(
             plain.ndcg.value, abs=1e-6
@@ -96,7 +112,8 @@ def test_search_finds_what_the_defence_leaves():
     noise = [
         retrieval(QUERIES, VECTORS, answers, GaussianNoise(s).fit(VECTORS)).ndcg.value for s in (0, 0.1, 1)
     ]
-    assert noise[0] == plain.ndcg.value and noise[0] > noise[1] > noise[2]
+    assert noise[0] == plain.ndcg.value
+    assert noise[0] > noise[1] > noise[2]
     assert noise[2] < 0.3
     with pytest.raises(VectorError, match="one answer for each query"):
         retrieval(QUERIES, VECTORS, [1])
@@ -133,7 +150,8 @@ def test_the_adaptive_attacker_undoes_what_is_linear():
 def test_retrieval_task_is_built_from_passages():
     passages = [f"one{i} two{i} three{i} four{i} five{i}" for i in range(30)] + ["too short"]
     task = retrieval_task(passages, queries=10, seed=1)
-    assert len(task.queries) == 10 and len(task.documents) == 30
+    assert len(task.queries) == 10
+    assert len(task.documents) == 30
     for query, answer in zip(task.queries, task.relevant, strict=True):
         assert passages[answer] == f"{query} {task.documents[answer]}"
     assert task == retrieval_task(passages, queries=10, seed=1)
@@ -144,12 +162,29 @@ def test_retrieval_task_is_built_from_passages():
 # ---------------------------------------------------------------- personal data
 
 ITEMS = {
-    "email": ["write to ann.lee+x@mail.example.org now", "write to ann . lee @ mail . org now", "a-b @ x. co. uk !"],
+    "email": [
+        "write to ann.lee+x@mail.example.org now",
+        "write to ann . lee @ mail . org now",
+        "a-b @ x. co. uk !",
+    ],
     "phone": ["call +1 (415) 555-0132 today", "call ( 415 ) 555 - 2671 .", "ring + 44 20 7946 0958"],
-    "date": ["on 1984-03-12 in", "on 12 / 03 / 1984 ,", "on march 3, 1984 .", "by 3rd of", "on 12 may 2001", "call ann on july 4"],
-    "identifier": ["ssn 123 - 45 - 6789", "card 4111 1111 1111 1111", "iban gb82 west 1234 5698 7654 32", "ip 192 . 168 . 0 . 1",
-                   "record 4839201", "key ab12c3 here"],
-}  # fmt: skip
+    "date": [
+        "on 1984-03-12 in",
+        "on 12 / 03 / 1984 ,",
+        "on march 3, 1984 .",
+        "by 3rd of",
+        "on 12 may 2001",
+        "call ann on july 4",
+    ],
+    "identifier": [
+        "ssn 123 - 45 - 6789",
+        "card 4111 1111 1111 1111",
+        "iban gb82 west 1234 5698 7654 32",
+        "ip 192 . 168 . 0 . 1",
+        "record 4839201",
+        "key ab12c3 here",
+    ],
+}
 
 
 @pytest.mark.parametrize(("kind", "text"), [(k, t) for k, texts in ITEMS.items() for t in texts])
@@ -157,13 +192,21 @@ def test_recogniser(kind, text):
     kinds = [f.kind for f in find_pii(text)]
     assert kinds == ([] if "3rd of" in text else [kind])
     for found in find_pii(text):
-        assert text[found.start : found.end].strip() == text[found.start : found.end] and found.value
+        assert text[found.start : found.end].strip() == text[found.start : found.end]
+        assert found.value
 
 
 @pytest.mark.parametrize(
     "text",
-    ["the state of the union", "may we march on", "in 1984 there were 300 men", "room 214 : ann lee", "owes 7300 dollars",  "gb82 west 0000"],
-)  # fmt: skip
+    [
+        "the state of the union",
+        "may we march on",
+        "in 1984 there were 300 men",
+        "room 214 : ann lee",
+        "owes 7300 dollars",
+        "gb82 west 0000",
+    ],
+)
 def test_recogniser_leaves_ordinary_text_alone(text):
     assert find_pii(text) == []
 
@@ -174,7 +217,8 @@ def test_pii_recovered_counts_items():
     scores = pii_recovered(texts, guesses)
     assert (scores["date"].value, scores["date"].n) == (50.0, 2)
     assert (scores["email"].value, scores["email"].n) == (100.0, 1)
-    assert set(scores) <= set(KINDS) and "phone" not in scores
+    assert set(scores) <= set(KINDS)
+    assert "phone" not in scores
     with pytest.raises(TextError, match="3 originals and 1 guesses"):
         pii_recovered(texts, guesses[:1])
 
@@ -185,13 +229,16 @@ def test_names():
     assert name_hits("ann lee", "annette leeds") == (False, False, False)
     scores = names_recovered(["ann lee"] * 4, ["ann lee", "ann", "lee", "bob"])
     assert (scores.full.value, scores.first.value, scores.last.value) == (25, 50, 50)
-    assert scores.full.n == 4 and scores.full.high > 25
+    assert scores.full.n == 4
+    assert scores.full.high > 25
     with pytest.raises(TextError, match="no letters"):
         name_hits("!!", "x")
 
 
 def test_mask_hides_words_and_digits():
     hidden = mask("ann lee, room 214: asthma_3")
-    assert "lee" not in hidden and not any(c.isdigit() for c in hidden)
-    assert len(hidden) == len("ann lee, room 214: asthma_3") and hidden.startswith("•••")
+    assert "lee" not in hidden
+    assert not any(c.isdigit() for c in hidden)
+    assert len(hidden) == len("ann lee, room 214: asthma_3")
+    assert hidden.startswith("•••")
     assert mask("patient") == "p••••••"

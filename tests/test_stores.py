@@ -46,18 +46,21 @@ def check(url: str, *, texts: bool = True, tolerance: float = 1e-6, expected: np
     with open_store(url) as store:
         assert (store.count, store.dimension) == (N, D)
         ids, vectors, found = everything(store)
-        assert len(set(ids)) == N and vectors.dtype == np.float32
+        assert len(set(ids)) == N
+        assert vectors.dtype == np.float32
         order = (
             [int(t.split()[1]) for t in found] if texts else list(range(N))
         )  # servers keep their own order
         np.testing.assert_allclose(vectors, expected[order], atol=tolerance)
-        assert sorted(order) == list(range(N)) and store.has_text is texts
+        assert sorted(order) == list(range(N))
+        assert store.has_text is texts
         again, rest, _ = everything(store, offset=13)
         assert again == ids[13:]
         np.testing.assert_allclose(rest, vectors[13:], atol=1e-6)
         assert list(store.batches(7, offset=N)) == []
         first = next(store.batches(7))
-        assert first.end == 7 and len(first.ids) == 7
+        assert first.end == 7
+        assert len(first.ids) == 7
         assert store.stored
 
 
@@ -65,7 +68,7 @@ def check(url: str, *, texts: bool = True, tolerance: float = 1e-6, expected: np
 
 
 @pytest.mark.parametrize(
-    "dtype, quantisation", [("float32", "float32"), ("float64", "float32"), ("float16", "float16")]
+    ("dtype", "quantisation"), [("float32", "float32"), ("float64", "float32"), ("float16", "float16")]
 )
 def test_npy_floats(tmp_path, dtype, quantisation):
     np.save(tmp_path / "v.npy", VECTORS.astype(dtype))
@@ -111,8 +114,8 @@ def test_parquet(tmp_path, fixed):
     check(f"parquet://{tmp_path}/v.parquet?id=key")
     with open_store(f"parquet://{tmp_path}/v.parquet?text=") as store:
         assert store.has_text is False  # the text can be left out on purpose
+    (tmp_path / "x.parquet").write_text("nonsense")
     with pytest.raises(StoreError, match="not a readable Parquet"):
-        (tmp_path / "x.parquet").write_text("nonsense")
         open_store(f"parquet:{tmp_path}/x.parquet")
     for option, words in {
         "column=nope": "no vector column 'nope'",
@@ -131,10 +134,11 @@ def test_rows_that_cannot_be_used(tmp_path):
     for kind in (pa.list_(pa.float32(), D), pa.list_(pa.float32())):
         pq.write_table(pa.table({"vector": pa.array(rows, type=kind)}), tmp_path / "nan.parquet")
         store = open_store(f"parquet:{tmp_path}/nan.parquet")
-        with pytest.raises(VectorError, match="row '9' .*no finite vector"):
+        with pytest.raises(VectorError, match=r"row '9' .*no finite vector"):
             list(store.batches(7))
         batches = list(store.batches(7, bad_rows="skip"))
-        assert sum(b.skipped for b in batches) == 2 and sum(len(b.ids) for b in batches) == N - 2
+        assert sum(b.skipped for b in batches) == 2
+        assert sum(len(b.ids) for b in batches) == N - 2
         assert batches[-1].end == N
     rows[9] = rows[11] = [0.5] * (D + 1)
     pq.write_table(
@@ -145,11 +149,20 @@ def test_rows_that_cannot_be_used(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "factory, quantisation, tolerance",
-    [("Flat", "float32", 1e-6), ("SQ8", "int8", 0.02), ("SQfp16", "float16", 1e-3), ("SQ4", "pq", 0.3), ("PQ4x4", "pq", 1.0),
-     ("IVF2,Flat", "float32", 1e-6), ("IVF2,PQ4x4", "pq", 1.0), ("HNSW8", "float32", 1e-6), ("IDMap,Flat", "float32", 1e-6),
-     ("RR16,Flat", "float32", 1e-5)],
-)  # fmt: skip
+    ("factory", "quantisation", "tolerance"),
+    [
+        ("Flat", "float32", 1e-6),
+        ("SQ8", "int8", 0.02),
+        ("SQfp16", "float16", 1e-3),
+        ("SQ4", "pq", 0.3),
+        ("PQ4x4", "pq", 1.0),
+        ("IVF2,Flat", "float32", 1e-6),
+        ("IVF2,PQ4x4", "pq", 1.0),
+        ("HNSW8", "float32", 1e-6),
+        ("IDMap,Flat", "float32", 1e-6),
+        ("RR16,Flat", "float32", 1e-5),
+    ],
+)
 def test_faiss(tmp_path, factory, quantisation, tolerance):
     faiss = pytest.importorskip("faiss")
     index = faiss.index_factory(D, factory)
@@ -237,7 +250,7 @@ def test_chroma(tmp_path):
         open_store(f"chroma://{tmp_path}/db#empty")
     with pytest.raises(StoreError, match="no collection 'gone'"):
         open_store(f"chroma://{tmp_path}/db#gone")
-    with pytest.raises(StoreError, match="no chroma.sqlite3"):
+    with pytest.raises(StoreError, match=r"no chroma\.sqlite3"):
         open_store(f"chroma://{tmp_path}")
     shutil.rmtree(tmp_path / "db")
     with pytest.raises(StoreError, match="no chroma store at"):
@@ -351,7 +364,8 @@ def test_qdrant_scrolling_reads_what_the_client_serves(qdrant_folder):
     with QdrantServerStore(parse_url("qdrant://localhost:6333#notes"), qdrant_folder[1]) as store:
         ids, vectors, texts = everything(store)
         np.testing.assert_allclose(vectors, VECTORS, atol=1e-6)
-        assert texts == TEXTS and everything(store, offset=13)[0] == ids[13:]
+        assert texts == TEXTS
+        assert everything(store, offset=13)[0] == ids[13:]
         assert list(store.batches(7, offset=N)) == []
 
 
@@ -396,7 +410,7 @@ def postgres_binaries() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """host:port of a real server on a temporary folder, run by an unprivileged user (PostgreSQL refuses root)."""
+    """host:port of a real server on a temporary folder, run by nobody (PostgreSQL refuses root)."""
     pytest.importorskip("psycopg")
     binaries = postgres_binaries()
     if not binaries:
@@ -432,8 +446,13 @@ def postgres() -> Iterator[str]:
                 cwd="/",
                 **run,
             )
-            server = subprocess.Popen([bin_folder / "postgres", "-D", home / "data", *options.replace("''", "").split()],
-                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **run)  # fmt: skip
+            server = subprocess.Popen(
+                [bin_folder / "postgres", "-D", home / "data", *options.replace("''", "").split()],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                **run,
+            )
         except (OSError, subprocess.CalledProcessError) as error:
             pytest.skip(f"PostgreSQL could not be started: {getattr(error, 'stderr', error)}")
         try:
@@ -483,7 +502,8 @@ def test_postgres_arrays_and_refusals(postgres, database):
     with pytest.raises(StoreError, match="no PostgreSQL database answered"):
         open_store("postgresql://tester:secret@127.0.0.1:9/postgres#arrays")
     with open_store(f"{address}#arrays") as store:
-        assert "secret" not in store.url and "***" in store.url
+        assert "secret" not in store.url
+        assert "***" in store.url
         with pytest.raises(Exception, match="read-only"):
             store._connection.execute("delete from arrays")
 
@@ -540,7 +560,7 @@ def test_addresses():
         open_store("redis://localhost")
     with pytest.raises(StoreError, match="without a scheme"):
         open_store("just/a/path")
-    with pytest.raises(StoreError, match="no npy store at 'gone.npy'"):
+    with pytest.raises(StoreError, match=r"no npy store at 'gone\.npy'"):
         open_store("gone.npy")
     with pytest.raises(StoreError, match="names a host"):
         open_store("npy://gone.npy")

@@ -1,14 +1,13 @@
 """Audit of a vector store: how much of the text behind its vectors can be written back (chapter 4).
 
     audit(url, embedder, inverter, corrector, sample=200, out="audit") -> AuditReport
-    scan(store, sample)        one pass: which rows are usable, how long the vectors are, a uniform sample
-    fits(...)                  do these vectors come from this embedder?
+    Journal                    what is finished, on the disk
     add_parser(commands)       `tutorial-lib audit URL`
 
 The store is only read; nothing leaves the machine.  Memory holds one batch and the sample, whatever the size
-of the store (reservoir sampling, Vitter 1985).  Every finished batch goes to `out/journal.jsonl` and to the disk
+of the store (reservoir sampling, Vitter 1985).  Every finished batch is on the disk, in `out/journal.jsonl`,
 before the next one starts, so a killed audit resumes without repeating work.  The journal holds masked text
-unless `show=True`; the sample (`out/sample.npz`, readable by its owner only) is deleted when the audit is done.
+unless `show=True`; the sample (`out/sample.npz`, its owner's alone) is deleted when the audit is done.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .audit_report import AuditReport, summarise
-from .errors import StoreError, TutorialError, VectorError
-from .metrics import Estimate, bootstrap, token_f1
+from .audit_sample import Fit, Scan, fits, scan
+from .errors import StoreError, TutorialError
+from .metrics import token_f1
 from .pii import find_pii, mask, name_hits, pii_hits, words
 from .privacy import unit
 from .stores import Store, open_store
@@ -36,117 +36,9 @@ from .stores import Store, open_store
 if TYPE_CHECKING:
     from .embedder import Embedder
 
-FIT_ROWS = 32  # vectors inverted once to see whether the embedder fits
-FIT_MARGIN = 0.1  # cosine by which guesses must beat those for random vectors
-
 # Cosine of the re-embedded guess above which it counts as the text itself, where there is no text to compare
 # with: rounding is all that may lie between the two.  None: the storage is too coarse to tell.
 SAME_TEXT = {"float32": 0.9999, "float16": 0.9999, "int8": 0.999, "binary": None, "pq": None}
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What one pass over the store found."""
-
-    rows: int  # rows read
-    skipped: int  # rows without a usable vector
-    norm: tuple[float, float, float]  # smallest, mean and largest length of a vector
-    ids: list[str]  # of the sample
-    vectors: np.ndarray  # float32 [n, d], the sample as stored
-    texts: list[str | None]  # the sample's texts, None where the store keeps none
-
-
-def scan(store: Store, sample: int, *, seed: int = 0, batch: int = 4096) -> Scan:
-    """One pass in batches: a uniform sample without replacement of at most `sample` usable rows.
-
-    Rows with NaN, infinite, NULL or zero vectors are counted and left out.  Raises VectorError for mixed
-    dimensions and when no row is usable.
-    """
-    if sample < 1:
-        raise TutorialError(f"a sample of {sample} rows was asked for: use 1 or more")
-    rng = np.random.default_rng(seed)
-    vectors = np.empty((sample, store.dimension), dtype=np.float32)
-    ids: list[str] = []
-    texts: list[str | None] = []
-    usable = skipped = rows = 0
-    low, total, high = np.inf, 0.0, 0.0
-    for found in store.batches(batch, bad_rows="skip"):
-        norms = np.linalg.norm(found.vectors, axis=1)
-        keep = np.flatnonzero(norms > 0)
-        rows, skipped = found.end, skipped + found.skipped + len(norms) - len(keep)
-        if len(keep):
-            low, high, total = (
-                min(low, norms[keep].min()),
-                max(high, norms.max()),
-                total + float(norms[keep].sum()),
-            )
-        # Row number i (from 0) replaces a random slot of the sample with probability sample / (i + 1).
-        slots = (rng.random(len(keep)) * (usable + 1 + np.arange(len(keep)))).astype(np.int64)
-        for place, row in enumerate(keep):
-            slot = len(ids) if len(ids) < sample else int(slots[place])
-            if slot >= sample:
-                continue
-            text = found.texts[row] if found.texts is not None else None
-            if slot == len(ids):
-                ids.append(found.ids[row])
-                texts.append(text)
-            else:
-                ids[slot], texts[slot] = found.ids[row], text
-            vectors[slot] = found.vectors[row]
-        usable += len(keep)
-    if not usable:
-        raise VectorError(
-            f"{store.url} has no usable vector: all {skipped} rows are zero, NULL or not finite"
-        )
-    return Scan(rows, skipped, (float(low), total / usable, float(high)), ids, vectors[: len(ids)], texts)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Whether the vectors come from the embedder that the inverter was trained for."""
-
-    verdict: str  # "yes", "no" or "unclear"
-    reason: str  # one sentence
-    cosine: float  # of re-embedded first guesses with their vectors, mean
-    random: float  # the same for random vectors of the same mean and spread
-
-
-def fits(
-    vectors: np.ndarray, embedder: Embedder, first_guess: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
-) -> Fit:
-    """Compare first guesses for the store's vectors with first guesses for random vectors.
-
-    vectors: float32 [n, d] from the store.  first_guess: unit vectors [m, d] -> cosine of each guess, re-embedded,
-    with its vector [m].  The random vectors have the sample's own mean and spread per dimension, so only
-    vectors that an inverter can *read* beat them.
-    """
-    if vectors.shape[1] != embedder.dimension:
-        reason = (
-            f"the vectors have {vectors.shape[1]} dimensions and {embedder.name} writes {embedder.dimension}"
-        )
-        return Fit("no", reason, float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    chosen = unit(vectors[rng.permutation(len(vectors))[:FIT_ROWS]])
-    noise = rng.standard_normal((FIT_ROWS, vectors.shape[1])) * unit(vectors).std(axis=0) + unit(
-        vectors
-    ).mean(axis=0)
-    real, chance = first_guess(chosen), first_guess(unit(noise))
-    gain = (
-        bootstrap(real - chance.mean())
-        if len(real) > 1
-        else Estimate(float(real[0] - chance.mean()), 0.0, 0.0, 1)
-    )
-    where = f"guesses come back at cosine {real.mean():.2f}, for random vectors at {chance.mean():.2f}"
-    if len(real) > 1 and gain.low > FIT_MARGIN:
-        return Fit(
-            "yes", f"{where}: these are vectors of {embedder.name}", float(real.mean()), float(chance.mean())
-        )
-    if len(real) > 1 and gain.high < FIT_MARGIN:
-        why = (
-            f"{where}: another embedder of the same size wrote them, or they were transformed before storage"
-        )
-        return Fit("no", why, float(real.mean()), float(chance.mean()))
-    return Fit("unclear", f"{where}: too close to tell", float(real.mean()), float(chance.mean()))
 
 
 class Journal:
@@ -163,7 +55,8 @@ class Journal:
             ) from error
         if self.entries and not resume:
             raise TutorialError(
-                f"{str(folder)!r} already holds an audit: pass resume=True (--resume), or choose another out folder"
+                f"{str(folder)!r} already holds an audit: pass resume=True (--resume), or choose "
+                "another out folder"
             )
         if self.entries and self.entries[0].get("settings") != settings:
             old = self.entries[0].get("settings", {})
@@ -243,13 +136,13 @@ def audit(
     invert: Callable[..., Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> AuditReport:
-    """Sample a store, invert the sample, and report what leaked; writes `out/report.html` and `out/report.json`.
+    """Sample a store, invert the sample, report what leaked; writes `report.html` and `report.json` to `out`.
 
-    url: see `tutorial_lib.stores`.  sample: rows inverted.  steps, beam_width: as in `tutorial_lib.search.invert`.
-    resume: continue an audit that was stopped; False refuses a folder that holds one.  show: keep the recovered
-    texts readable in journal and report.  names: people to look for (an uncased embedder leaves no capitals to
-    find names by).  invert: another inversion function of the same signature.  progress: called with
-    (rows done, rows in all).  Raises StoreError or VectorError for a store that cannot be read,
+    url: see `tutorial_lib.stores`.  sample: rows inverted.  steps, beam_width: as in `search.invert`.
+    resume: continue an audit that was stopped; False refuses a folder that holds one.  show: keep the
+    recovered texts readable in journal and report.  names: people to look for (an uncased embedder leaves
+    no capitals to find names by).  invert: another inversion function of the same signature.  progress:
+    called with (rows done, rows in all).  Raises StoreError or VectorError for a store that cannot be read,
     TutorialError for an `out` folder of another audit.
     """
     if invert is None:
@@ -258,16 +151,25 @@ def audit(
         invert = search
     with open_store(url) as store:
         settings = {
-            "store": store.url, "rows": store.count, "dimension": store.dimension, "embedder": embedder.name,
-            "inverter": _name(inverter), "corrector": _name(corrector), "sample": sample, "steps": steps,
-            "beam width": beam_width, "seed": seed, "shown": show, "names": len(names),
-        }  # fmt: skip
+            "store": store.url,
+            "rows": store.count,
+            "dimension": store.dimension,
+            "embedder": embedder.name,
+            "inverter": _name(inverter),
+            "corrector": _name(corrector),
+            "sample": sample,
+            "steps": steps,
+            "beam width": beam_width,
+            "seed": seed,
+            "shown": show,
+            "names": len(names),
+        }
         journal = Journal(Path(out), settings, resume=resume)
         found = _scanned(store, journal, sample, seed)
         about = {"stored": store.stored, "quantisation": store.quantisation, "has_text": store.has_text}
     # The store is closed: from here on only the sample is used, so a store that vanishes now harms nothing.
     attack = _Attack(
-        embedder, inverter, corrector, invert, steps, beam_width, seed, show, names, about["quantisation"]
+        embedder, inverter, corrector, invert, steps, beam_width, seed, show, names, store.quantisation
     )
     if not any("fit" in e for e in journal.entries):
         started, before = time.monotonic(), embedder.queries
@@ -351,9 +253,14 @@ class _Attack:
         self, vectors: np.ndarray, ids: Sequence[str], texts: Sequence[str | None]
     ) -> list[dict[str, Any]]:
         result = self.invert(
-            unit(vectors), self.embedder, self.inverter, self.corrector,
-            steps=self.steps, beam_width=self.beam_width, seed=self.seed,
-        )  # fmt: skip
+            unit(vectors),
+            self.embedder,
+            self.inverter,
+            self.corrector,
+            steps=self.steps,
+            beam_width=self.beam_width,
+            seed=self.seed,
+        )
         rows = []
         for i, guess in enumerate(result.texts):
             row = {"id": ids[i], "cosine": float(result.cosines[i]), "queries": int(result.queries[i])}
@@ -422,6 +329,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
+def _progress(done: int, rows: int) -> None:
+    print(f"\rinverted {done} of {rows}", end="", file=sys.stderr, flush=True)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run `tutorial-lib audit`; the verdict goes to stdout, progress to stderr."""
     from .corrector import Corrector
@@ -445,10 +356,20 @@ def run(arguments: argparse.Namespace) -> int:
     inverter = Inverter.from_pretrained(arguments.inverter or arguments.embedder)
     corrector = Corrector.from_pretrained(arguments.corrector or arguments.inverter or arguments.embedder)
     report = audit(
-        arguments.url, embedder, inverter, corrector, sample=arguments.sample, steps=arguments.steps,
-        beam_width=arguments.beam, out=arguments.out, resume=arguments.resume, show=arguments.show, names=names,
-        seed=arguments.seed, progress=lambda done, n: print(f"\rinverted {done} of {n}", end="", file=sys.stderr, flush=True),
-    )  # fmt: skip
+        arguments.url,
+        embedder,
+        inverter,
+        corrector,
+        sample=arguments.sample,
+        steps=arguments.steps,
+        beam_width=arguments.beam,
+        out=arguments.out,
+        resume=arguments.resume,
+        show=arguments.show,
+        names=names,
+        seed=arguments.seed,
+        progress=_progress,
+    )
     print(file=sys.stderr)
     print(report.to_json() if arguments.json else report.to_text())
     print(f"report: {Path(arguments.out) / 'report.html'}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """What an audit found, as an object, as JSON and as one HTML page that needs nothing else (chapter 4).
 
-`summarise` turns the journal of `tutorial_lib.audit` into an `AuditReport`; every rate carries n and a 95 % interval.
+`summarise` turns the journal of `tutorial_lib.audit` into an `AuditReport`; every rate has n and an interval.
 """
 
 from __future__ import annotations
@@ -61,9 +61,16 @@ class AuditReport:
     def to_html(self) -> str:
         """One self-contained page, light and dark, readable at phone width."""
         rows = "".join(f"<tr><th scope=row>{_e(k)}<td>{_bar(v)}<td>{_e(v)}" for k, v in self._rates())
-        facts = {**self.settings, "stored as": self.stored, "rows left out": self.skipped,
-                 "vector length": "{:.3f} to {:.3f}, mean {:.3f}".format(self.norm[0], self.norm[2], self.norm[1]),
-                 "embedder queries": self.queries, "time": f"{self.seconds:.0f} s", "risk register": self.standard}  # fmt: skip
+        low, mean, high = self.norm
+        facts = {
+            **self.settings,
+            "stored as": self.stored,
+            "rows left out": self.skipped,
+            "vector length": f"{low:.3f} to {high:.3f}, mean {mean:.3f}",
+            "embedder queries": self.queries,
+            "time": f"{self.seconds:.0f} s",
+            "risk register": self.standard,
+        }
         table = "".join(f"<tr><th scope=row>{_e(k)}<td>{_e(v)}" for k, v in facts.items())
         shown = "".join(
             f"<tr><td>{_e(x['id'])}<td>{_e(x.get('text', '–'))}<td>{_e(x['guess'])}<td>{x['cosine']:.4f}"
@@ -72,9 +79,15 @@ class AuditReport:
         masked = "" if self.settings.get("shown") else " (masked; audit again with --show to read them)"
         unjudged = "".join(f"<li>{_e(reason)}" for reason in self.not_judged) or "<li>nothing was left open"
         return _PAGE.format(
-            store=_e(self.settings.get("store", "")), verdict=_e(self.verdict), fit=_e(self.fit["reason"]), rates=rows,
-            facts=table, examples=shown, masked=masked, unjudged=unjudged,
-        )  # fmt: skip
+            store=_e(self.settings.get("store", "")),
+            verdict=_e(self.verdict),
+            fit=_e(self.fit["reason"]),
+            rates=rows,
+            facts=table,
+            examples=shown,
+            masked=masked,
+            unjudged=unjudged,
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write report.html and report.json, readable by their owner only."""
@@ -99,7 +112,7 @@ class AuditReport:
 
 
 def summarise(entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], max_tokens: int) -> AuditReport:
-    """Journal entries -> report.  about: stored, quantisation, has_text; max_tokens: the inverter's length."""
+    """Journal -> report.  about: stored, quantisation, has_text; max_tokens: the inverter's length."""
     settings = dict(entries[0]["settings"])
     scan = next(e["scan"] for e in entries if "scan" in e)
     fit = next(e["fit"] for e in entries if "fit" in e)
@@ -116,18 +129,29 @@ def summarise(entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], ma
     guessed = Counter(kind for r in rows for kind in r["guessed_pii"])
     guessed["names"] = sum(r["guessed_names"] for r in rows)
     report = AuditReport(
-        settings=settings, stored=str(about["stored"]), quantisation=str(about["quantisation"]),
-        skipped=scan["skipped"], norm=tuple(scan["norm"]), fit=fit, rows=len(rows), exact=exact, same=same, f1=f1,
+        settings=settings,
+        stored=str(about["stored"]),
+        quantisation=str(about["quantisation"]),
+        skipped=scan["skipped"],
+        norm=tuple(scan["norm"]),
+        fit=fit,
+        rows=len(rows),
+        exact=exact,
+        same=same,
+        f1=f1,
         f1_by_length=_by_length(judged, max_tokens),
         cosine=bootstrap([r["cosine"] for r in rows]) if rows else None,
-        names={k: proportion([h[i] for h in named]) for i, k in enumerate(("full", "first", "last"))} if named else {},
-        pii={k: proportion(pii[k]) for k in KINDS if k in pii}, guessed={k: v for k, v in guessed.items() if v},
+        names={k: proportion([h[i] for h in named]) for i, k in enumerate(("full", "first", "last"))}
+        if named
+        else {},
+        pii={k: proportion(pii[k]) for k in KINDS if k in pii},
+        guessed={k: v for k, v in guessed.items() if v},
         examples=sorted(rows, key=lambda r: (-r.get("f1", 0.0), -r["cosine"]))[:WORST],
         queries=sum(e.get("queries", 0) for e in entries) + sum(r["queries"] for r in rows),
         seconds=sum(e.get("seconds", 0.0) for e in entries),
         verdict=_verdict(fit, exact, same, f1, pii),
         not_judged=_not_judged(settings, scan, fit, rows, judged, about, max_tokens),
-    )  # fmt: skip
+    )
     return report
 
 
@@ -150,12 +174,21 @@ def _verdict(
 ) -> str:
     """One plain sentence, worst finding first."""
     if fit["verdict"] == "no":
-        return "Not judged: this inverter cannot read these vectors, which is no evidence that another could not."
+        return (
+            "Not judged: this inverter cannot read these vectors, which is no evidence that another "
+            "could not."
+        )
     whole = exact or same
     if whole is not None and whole.value >= 10:
-        return f"These vectors are about as private as their text: {whole} % of the sample came back word for word."
+        return (
+            f"These vectors are about as private as their text: {whole} % of the sample came back "
+            "word for word."
+        )
     if any(hit for hits in pii.values() for hit in hits):
-        return "These vectors leak personal data: some items came back although most texts did not come back whole."
+        return (
+            "These vectors leak personal data: some items came back although most texts did not "
+            "come back whole."
+        )
     if f1 is not None and f1.value >= 30:
         return f"These vectors leak much of their text: token F1 is {f1} %, though few texts came back whole."
     return "This attack recovered little; a larger model, more steps or another method may recover more."
@@ -183,12 +216,14 @@ def _not_judged(
     long = sum(r["length"] > max_tokens for r in judged)
     if max_tokens and long:
         reasons.append(
-            f"{long} of {len(judged)} texts are longer than the {max_tokens} word pieces this inverter was trained for; "
+            f"{long} of {len(judged)} texts are longer than the {max_tokens} word pieces this inverter "
+            "was trained for; "
             "one trained for their length would recover more"
         )
     if not settings.get("names"):
         reasons.append(
-            "names: give the names to look for (--names FILE); an uncased embedder leaves no capitals to find them by"
+            "names: give the names to look for (--names FILE); an uncased embedder leaves no capitals "
+            "to find them by"
         )
     if about["quantisation"] != "float32":
         reasons.append(
@@ -216,10 +251,12 @@ _PAGE = """<!doctype html>
 <style>
 :root{{color-scheme:light dark;--ink:#1b1b1b;--paper:#fff;--line:#c9c9c9;--fill:#0072b2;--mark:#d55e00}}
 @media(prefers-color-scheme:dark){{:root{{--ink:#ececec;--paper:#16181b;--line:#484b50;--fill:#56b4e9;--mark:#e69f00}}}}
-body{{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:0 auto;padding:1rem}}
+body{{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
+max-width:60rem;margin:0 auto;padding:1rem}}
 .verdict{{font-size:1.25rem;border-left:.4rem solid var(--mark);padding-left:1rem}}
 .wide{{overflow-x:auto}}table{{border-collapse:collapse;width:100%}}
-th,td{{text-align:left;font-weight:normal;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}}
+th,td{{text-align:left;font-weight:normal;padding:.35rem .6rem;
+border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}}
 .bar{{position:relative;height:.8rem;min-width:6rem;border:1px solid var(--line)}}
 .bar i{{position:absolute;inset:0 auto 0 0;background:var(--fill)}}
 .bar b{{position:absolute;top:30%;height:40%;background:var(--mark)}}
@@ -232,7 +269,8 @@ th,td{{text-align:left;font-weight:normal;padding:.35rem .6rem;border-bottom:1px
 <p>Each rate with its 95 % interval and the number of texts or items behind it.
 <div class=wide><table>{rates}</table></div>
 <h2>Worst rows{masked}</h2>
-<div class=wide><table><tr><th scope=col>row<th scope=col>text<th scope=col>recovered<th scope=col>cosine{examples}</table></div>
+<div class=wide><table>
+<tr><th scope=col>row<th scope=col>text<th scope=col>recovered<th scope=col>cosine{examples}</table></div>
 <h2>What was not judged</h2>
 <ul>{unjudged}</ul>
 <h2>How it was measured</h2>

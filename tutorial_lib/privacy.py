@@ -1,10 +1,10 @@
 """Defences for stored vectors, what each costs in retrieval, and two attackers to try them on (chapter 4).
 
-    GaussianNoise, Quantise (Int8, Binary), ProductQuantisation, Truncate, PCATruncate, SecretRotation, SecretAffine
+    GaussianNoise, Quantise (Int8, Binary), ProductQuantisation, Truncate, PCATruncate, SecretRotation,
+    SecretAffine
         fit(vectors) learns what the defence needs, apply(vectors) gives what lies in the store,
         query(vectors) what a legitimate search compares with it
     Alignment      an adaptive attacker: stored space -> embedder's space, from a few known pairs
-    RetrievalTask, retrieval_task, retrieval      recall@10 and nDCG@10, with n and interval
 
 Two attackers: the naive one feeds what is stored to the inverter (`read`); the adaptive one also holds some
 texts with their stored vectors - a leaked document, an account of their own - and learns the way back.
@@ -12,14 +12,12 @@ texts with their stored vectors - a leaked document, an account of their own - a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from .errors import TextError, VectorError
-from .metrics import Estimate, bootstrap
+from .errors import VectorError
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -54,7 +52,7 @@ class Defence:
         return self.apply(vectors)
 
     def read(self, stored: np.ndarray) -> np.ndarray:
-        """What a naive attacker makes of the store: [n, k] padded with zeros to the embedder's [n, d], unit length."""
+        """A naive attacker's reading: [n, k] padded with zeros to the embedder's [n, d], at unit length."""
         padded = np.zeros((len(stored), self.dimension), dtype=np.float32)
         padded[:, : stored.shape[1]] = stored
         return unit(padded)
@@ -72,7 +70,8 @@ class Defence:
             )
         if vectors.shape[1] != self.dimension:
             raise VectorError(
-                f"the defence {self.label!r} was fitted on {self.dimension} dimensions and given {vectors.shape[1]}: "
+                f"the defence {self.label!r} was fitted on {self.dimension} dimensions and given "
+                f"{vectors.shape[1]}: "
                 "fit it again for this embedder"
             )
         return vectors
@@ -283,7 +282,7 @@ class SecretAffine(Defence):
 
 @dataclass(frozen=True)
 class Alignment:
-    """An adaptive attacker's map from a defended space back to the embedder's: unit(stored @ matrix + shift)."""
+    """An adaptive attacker's way back to the embedder's space: unit(stored @ matrix + shift)."""
 
     matrix: np.ndarray  # float32 [k, d]
     shift: np.ndarray  # float32 [d]
@@ -348,73 +347,6 @@ def _ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> Alignment:
     gram[np.diag_indices_from(gram)] += penalty * np.trace(gram) / len(gram) + 1e-12
     matrix = np.linalg.solve(gram, cx.T @ cy).astype(np.float32)
     return Alignment(matrix, (mean_y - mean_x @ matrix).astype(np.float32))
-
-
-@dataclass(frozen=True)
-class RetrievalTask:
-    """Queries, documents, and for each query the number of the one document that answers it."""
-
-    queries: tuple[str, ...]
-    documents: tuple[str, ...]
-    relevant: tuple[int, ...]
-    name: str = field(default="inverse cloze task")
-
-
-def retrieval_task(passages: Sequence[str], *, queries: int | None = None, seed: int = 0) -> RetrievalTask:
-    """Inverse cloze task (Lee et al. 2019) from held-out text: a passage's first half looks for its second half.
-
-    passages: any texts of four words or more; every second half is a document, `queries` of the first halves
-    (all by default) are asked.  Raises TextError for fewer than 20 usable passages.
-    """
-    halves = [
-        (" ".join(w[: len(w) // 2]), " ".join(w[len(w) // 2 :]))
-        for w in map(str.split, passages)
-        if len(w) >= 4
-    ]
-    if len(halves) < 20:
-        raise TextError(
-            f"{len(halves)} passages of four words or more were given: a retrieval task needs 20 or more"
-        )
-    chosen = np.random.default_rng(seed).permutation(len(halves))[: queries or len(halves)]
-    return RetrievalTask(
-        tuple(halves[i][0] for i in chosen), tuple(d for _, d in halves), tuple(int(i) for i in chosen)
-    )
-
-
-@dataclass(frozen=True)
-class RetrievalScores:
-    """How well the right document is found among all: both between 0 and 1, each with n and interval."""
-
-    recall: Estimate  # share of queries whose document is among the first k
-    ndcg: Estimate  # 1 / log2(1 + rank) of that document, 0 beyond the first k
-    per_query: np.ndarray  # float [n], the nDCG of each query
-
-
-def retrieval(
-    queries: np.ndarray,
-    documents: np.ndarray,
-    relevant: Sequence[int],
-    defence: Defence | None = None,
-    *,
-    k: int = 10,
-) -> RetrievalScores:
-    """Search the defended store.  queries [q, d], documents [n, d]: the embedder's vectors, undefended.
-
-    relevant: [q], number of each query's document.  defence: fitted; None searches the vectors as they are.
-    """
-    if len(queries) != len(relevant) or not len(queries):
-        raise VectorError(
-            f"{len(queries)} queries and {len(relevant)} answers were given: give one answer for each query"
-        )
-    defence = defence or Defence().fit(documents)
-    stored = defence.apply(documents)
-    if defence.metric == "cosine":
-        stored = unit(stored)
-    scores = defence.query(queries) @ stored.T  # [q, n]
-    target = np.take_along_axis(scores, np.asarray(relevant)[:, None], axis=1)
-    rank = 1 + (scores > target).sum(1)  # ties in the document's favour: they are one in a thousand at most
-    gain = np.where(rank <= k, 1 / np.log2(1 + rank), 0.0)
-    return RetrievalScores(bootstrap((rank <= k).astype(float)), bootstrap(gain), gain)
 
 
 def _matrix(vectors: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@
 | `lancedb:///folder#table` | LanceDB table: float32, float16, or uint8 as packed bits |
 | `chroma:///folder#collection` | Chroma persistent client |
 | `qdrant:///folder#collection` | Qdrant local mode |
-| `qdrant://host:6333#collection`, `qdrant+https://host#collection` | Qdrant server (key in `QDRANT_API_KEY`) |
-| `postgresql://user:password@host/database#table` | pgvector `vector`, `halfvec`, `bit`, or a plain `real[]` |
+| `qdrant://host:6333#collection`, `qdrant+https://...` | Qdrant server (key in `QDRANT_API_KEY`) |
+| `postgresql://user:password@host/database#table` | pgvector `vector`, `halfvec`, `bit`, or `real[]` |
 | `sqlite:///file.db#table` | sqlite-vec `vec0` tables, or a BLOB column of an ordinary table |
 | `faiss:///file.faiss` | FAISS index file: flat, scalar, product, IVF, HNSW, binary |
 | `parquet:///file.parquet` | Parquet, any list column of numbers |

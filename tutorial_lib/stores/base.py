@@ -119,7 +119,7 @@ class Store(ABC):
     def _read(self, size: int, offset: int) -> Iterator[Raw]:
         """Yield rows from `offset` on in the store's own stable order, about `size` at a time."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - a file needs no closing
         """Release files and connections."""
 
     def __enter__(self) -> Store:
@@ -184,7 +184,8 @@ class Store(ABC):
                 continue
             if len(vector) != self.dimension:
                 raise VectorError(
-                    f"{self.url} mixes dimensions: row {ids[i]!r} has {len(vector)} values where the first row has "
+                    f"{self.url} mixes dimensions: row {ids[i]!r} has {len(vector)} values where the "
+                    "first row has "
                     f"{self.dimension}; audit one embedder's rows at a time (its own table, or column=...)"
                 )
             out[i] = vector
@@ -197,7 +198,8 @@ def optional(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise StoreError(
-            f"reading this store needs the package {module.split('.')[0]!r}: pip install 'tutorial_lib[stores]'"
+            f"reading this store needs the package {module.split('.')[0]!r}: pip install "
+            "'tutorial_lib[stores]'"
         ) from error
 
 
@@ -205,12 +207,14 @@ def existing(url: StoreURL, *, folder: bool = False) -> str:
     """The path of a store that must exist already: opening must never create one."""
     if url.netloc:
         raise StoreError(
-            f"{url} names a host {url.netloc!r}: a file is {url.scheme}:///absolute/path or {url.scheme}:relative/path"
+            f"{url} names a host {url.netloc!r}: a file is {url.scheme}:///absolute/path or "
+            f"{url.scheme}:relative/path"
         )
     path = os.path.expanduser(url.path)
     if not (os.path.isdir(path) if folder else os.path.isfile(path)):
         raise StoreError(
-            f"no {url.scheme} store at {url.path!r}: give the path of an existing {'directory' if folder else 'file'}"
+            f"no {url.scheme} store at {url.path!r}: give the path of an existing "
+            f"{'directory' if folder else 'file'}"
         )
     if not os.access(path, os.R_OK):
         raise StoreError(f"{url.path!r} cannot be read by this user: ask its owner for read permission")
@@ -244,7 +248,7 @@ def text_column(url: StoreURL, available: Sequence[str]) -> str | None:
 
 
 def unpack_bits(packed: np.ndarray, dimension: int, order: str) -> np.ndarray:
-    """Packed bits uint8 [b, ceil(d/8)] -> float32 [b, d] of -1/+1, the only thing a sign bit says of a value."""
+    """Packed bits uint8 [b, ceil(d/8)] -> float32 [b, d] of -1/+1: a sign is all a bit says of a value."""
     if order not in {"big", "little"}:
         raise StoreError(
             f"bitorder={order} is unknown: use big (numpy.packbits) or little (sqlite-vec, FAISS)"

@@ -1,4 +1,4 @@
-"""Vectors in embedded databases: LanceDB, Chroma, SQLite with sqlite-vec.  Opening one never changes a file."""
+"""Vectors in embedded databases: LanceDB, Chroma, SQLite with sqlite-vec.  Opening one changes no file."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ChromaStore(Store):
         if not os.path.isfile(database):
             raise StoreError(f"no Chroma store at {url.path!r}: the folder has no chroma.sqlite3")
         # Chroma writes to its folder even to read it (compaction, locks), so the reader works on a copy that
-        # `close` removes: the original keeps its bytes, and a read-only one can be read.  It costs disk, not memory.
+        # `close` removes: the original keeps its bytes, and may be read-only.  It costs disk, not memory.
         try:
             self._copy = tempfile.TemporaryDirectory(
                 prefix="tutorial_lib_chroma_", ignore_cleanup_errors=True
@@ -202,7 +202,8 @@ class SQLiteStore(Store):
         self._column = column
         first = next(
             self._db.execute(
-                f"select length({quote(column)}) from {quote(self._name)} where {quote(column)} is not null limit 1"
+                f"select length({quote(column)}) from {quote(self._name)} "
+                f"where {quote(column)} is not null limit 1"
             ),
             (0,),
         )

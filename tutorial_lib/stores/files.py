@@ -1,4 +1,4 @@
-"""Vectors in files: `.npy` (memory-mapped), Parquet (row group by row group), FAISS index files (memory-mapped).
+"""Vectors in files: `.npy` and FAISS indexes (memory-mapped), Parquet (row group by row group).
 
 `arrow_rows` turns an Arrow list column into vectors; LanceDB hands over Arrow batches too and shares it.
 """
@@ -27,7 +27,7 @@ from .base import (
 
 
 class NpyStore(Store):
-    """A matrix saved by `numpy.save`: [n, d] numbers, or uint8 [n, d/8] packed bits; row ids are row numbers."""
+    """A matrix saved by `numpy.save`: [n, d] numbers, or uint8 [n, d/8] packed bits; rows are numbered."""
 
     def __init__(self, url: StoreURL) -> None:
         super().__init__(url)
@@ -38,7 +38,8 @@ class NpyStore(Store):
             raise StoreError(f"{url.path!r} is not a readable .npy file: {first_line(error)}") from error
         if self._array.ndim != 2:
             raise VectorError(
-                f"{url.path!r} has shape {self._array.shape}: a store of vectors is a matrix [rows, dimension]"
+                f"{url.path!r} has shape {self._array.shape}: a store of vectors is a matrix [rows, "
+                "dimension]"
             )
         kind = str(self._array.dtype)
         names = {
@@ -80,7 +81,8 @@ def arrow_type(field: Any, where: str) -> tuple[str, int | None]:
     value = str(kind.value_type)
     if value not in {"float", "double", "halffloat", "int8", "uint8"}:
         raise StoreError(
-            f"column {field.name!r} of {where} holds lists of {value}: expected float32, float16, int8 or uint8"
+            f"column {field.name!r} of {where} holds lists of {value}: expected float32, float16, int8 "
+            "or uint8"
         )
     return value, kind.list_size if fixed else None
 
@@ -92,7 +94,7 @@ def vector_columns(schema: Any) -> list[str]:
 
 
 def arrow_rows(column: Any) -> np.ndarray | list[np.ndarray | None]:
-    """An Arrow list array -> [b, d] without copying row by row, or one array per row where lengths or NULLs vary."""
+    """An Arrow list array -> [b, d] in one go, or one array per row if there are NULLs or mixed lengths."""
     types = optional("pyarrow").types
     flat = column.flatten().to_numpy(zero_copy_only=False)
     if types.is_fixed_size_list(column.type) and not column.null_count:
@@ -130,7 +132,7 @@ class ArrowReader:
         )
 
     def describe(self, store: Store, first: Any) -> None:
-        """Fill in dimension and quantisation; `first` is an Arrow batch with one row, for lists of no fixed size."""
+        """Fill in dimension and quantisation; `first`: a batch of one row, for lists of no fixed size."""
         width = self.width
         if width is None:
             rows = (
@@ -203,8 +205,14 @@ class ParquetStore(Store):
 
 # Index types whose vectors can be rebuilt.  Others (LSH, graph-only, GPU) abort the whole process inside
 # FAISS instead of raising, so the list is checked before anything is asked of the index.
-FAISS_TYPES = {"IndexFlat": "float32", "IndexScalarQuantizer": "sq", "IndexPQ": "pq", "IndexIVFFlat": "float32",
-               "IndexIVFScalarQuantizer": "sq", "IndexIVFPQ": "pq"}  # fmt: skip
+FAISS_TYPES = {
+    "IndexFlat": "float32",
+    "IndexScalarQuantizer": "sq",
+    "IndexPQ": "pq",
+    "IndexIVFFlat": "float32",
+    "IndexIVFScalarQuantizer": "sq",
+    "IndexIVFPQ": "pq",
+}
 
 
 def faiss_store(url: StoreURL) -> Store:
@@ -249,7 +257,8 @@ class FaissStore(Store):
         kind = FAISS_TYPES.get("IndexFlat" if name in {"IndexFlatIP", "IndexFlatL2"} else name)
         if kind is None:
             raise StoreError(
-                f"{url.path!r} is a FAISS {name}: supported are flat, scalar, product, IVF, HNSW and binary indexes"
+                f"{url.path!r} is a FAISS {name}: supported are flat, scalar, product, IVF, HNSW and "
+                "binary indexes"
             )
         if kind == "sq":
             bits = core.sq.bits if hasattr(core.sq, "bits") else 8
@@ -258,7 +267,8 @@ class FaissStore(Store):
         elif kind == "pq":
             notes.insert(
                 0,
-                f"product quantiser, {core.pq.M} codes of {core.pq.nbits} bits a vector, codebook kept in the same file",
+                f"product quantiser, {core.pq.M} codes of {core.pq.nbits} bits a vector, codebook kept "
+                "in the same file",
             )
         self.quantisation = kind  # type: ignore[assignment]
         self.dimension, self.count = self._index.d, self._index.ntotal
@@ -286,7 +296,8 @@ class FaissBinaryStore(Store):
         index = faiss.downcast_IndexBinary(index)
         if type(index).__name__ != "IndexBinaryFlat":
             raise StoreError(
-                f"{url.path!r} is a FAISS {type(index).__name__}: among binary indexes only IndexBinaryFlat is supported"
+                f"{url.path!r} is a FAISS {type(index).__name__}: among binary indexes only "
+                "IndexBinaryFlat is supported"
             )
         self.dimension, self.count = index.d, index.ntotal
         self._codes = faiss.vector_to_array(index.xb).reshape(self.count, self.dimension // 8)

@@ -43,7 +43,8 @@ class QdrantStore(Store):
         self._centre = 128.0 if kind == "uint8" else 0.0  # uint8 has no sign: its middle stands for zero
         self.stored = f"{kind} vectors, distance {chosen.get('distance')}"
         if quantised:
-            self.stored += f", kept in full beside their quantised index ({', '.join(k for k, v in quantised.items() if v)})"
+            kinds = ", ".join(k for k, v in quantised.items() if v)
+            self.stored += f", kept in full beside their quantised index ({kinds})"
 
     def _row(self, vector: Any, payload: dict[str, Any] | None) -> tuple[np.ndarray | None, str | None]:
         if isinstance(vector, dict):
@@ -90,7 +91,7 @@ class QdrantServerStore(QdrantStore):
         self._find_text(url, points[0].payload if points else None)
 
     def _read(self, size: int, offset: int) -> Iterator[Raw]:
-        # Qdrant resumes from a point id, not a row number: rows already done are scrolled past without vectors.
+        # Qdrant resumes from a point id, not a row number: finished rows are scrolled past without vectors.
         cursor: Any = None
         payload = [self._text] if self._text else False
         while offset > 0:
@@ -118,13 +119,14 @@ class QdrantServerStore(QdrantStore):
 
 
 class _PointsOnly(pickle.Unpickler):
-    """Qdrant's local mode pickles its points, and a pickle from a stolen store could run code: allow points only."""
+    """Qdrant's local mode pickles its points; a pickle from a stolen store could run code: points only."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("qdrant_client.http.models") and name in {"PointStruct", "SparseVector"}:
             return super().find_class(module, name)
         raise StoreError(
-            f"a point of this Qdrant store holds a Python object ({module}.{name}) that is no point: not opened"
+            f"a point of this Qdrant store holds a Python object ({module}.{name}) that is no point: "
+            "not opened"
         )
 
 
@@ -150,7 +152,8 @@ class QdrantLocalStore(QdrantStore):
         path = os.path.join(folder, "collection", name, "storage.sqlite")
         if not os.path.isfile(path):
             raise StoreError(
-                f"the Qdrant collection {name!r} at {url.path!r} has lost its storage.sqlite: restore it from a copy"
+                f"the Qdrant collection {name!r} at {url.path!r} has lost its storage.sqlite: restore "
+                "it from a copy"
             )
         self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
@@ -181,12 +184,18 @@ class QdrantLocalStore(QdrantStore):
 
 # PostgreSQL type -> (quantisation, how to ask for it).  Vectors are cast to real[], which the driver decodes
 # in binary without knowing pgvector, so that plain array columns and every version of the extension work.
-PG_TYPES = {"vector": ("float32", "::real[]"), "halfvec": ("float16", "::real[]"), "bit": ("binary", "::text"), "varbit": ("binary", "::text"),
-            "_float4": ("float32", ""), "_float8": ("float32", "::real[]")}  # fmt: skip
+PG_TYPES = {
+    "vector": ("float32", "::real[]"),
+    "halfvec": ("float16", "::real[]"),
+    "bit": ("binary", "::text"),
+    "varbit": ("binary", "::text"),
+    "_float4": ("float32", ""),
+    "_float8": ("float32", "::real[]"),
+}
 
 
 class PostgresStore(Store):
-    """A table with a pgvector column (or `real[]`), read through a server-side cursor in a read-only transaction."""
+    """A table with a pgvector column (or `real[]`), read through a server-side cursor, read-only."""
 
     def __init__(self, url: StoreURL) -> None:
         super().__init__(url)
@@ -252,7 +261,8 @@ class PostgresStore(Store):
                 f"table {schema}.{table} of {url} could not be read: {first_line(error)}"
             ) from error
         self.dimension = len(first[0]) if first else 0
-        self.stored = f"PostgreSQL column {self._column!r} of type {kind.replace('_float4', 'real[]').replace('_float8', 'double precision[]')}"
+        shown = {"_float4": "real[]", "_float8": "double precision[]"}.get(kind, kind)
+        self.stored = f"PostgreSQL column {self._column!r} of type {shown}"
 
     def _read(self, size: int, offset: int) -> Iterator[Raw]:
         sql = self._psycopg.sql

@@ -1,0 +1,125 @@
+"""The first look of an audit: one pass over the store for a sample, and whether the embedder fits (chapter 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import TutorialError, VectorError
+from .metrics import Estimate, bootstrap
+from .privacy import unit
+from .stores import Store
+
+if TYPE_CHECKING:
+    from .embedder import Embedder
+
+FIT_ROWS = 32  # vectors inverted once to see whether the embedder fits
+FIT_MARGIN = 0.1  # cosine by which guesses must beat those for random vectors
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over the store found."""
+
+    rows: int  # rows read
+    skipped: int  # rows without a usable vector
+    norm: tuple[float, float, float]  # smallest, mean and largest length of a vector
+    ids: list[str]  # of the sample
+    vectors: np.ndarray  # float32 [n, d], the sample as stored
+    texts: list[str | None]  # the sample's texts, None where the store keeps none
+
+
+def scan(store: Store, sample: int, *, seed: int = 0, batch: int = 4096) -> Scan:
+    """One pass in batches: a uniform sample without replacement of at most `sample` usable rows.
+
+    Rows with NaN, infinite, NULL or zero vectors are counted and left out.  Raises VectorError for mixed
+    dimensions and when no row is usable.
+    """
+    if sample < 1:
+        raise TutorialError(f"a sample of {sample} rows was asked for: use 1 or more")
+    rng = np.random.default_rng(seed)
+    vectors = np.empty((sample, store.dimension), dtype=np.float32)
+    ids: list[str] = []
+    texts: list[str | None] = []
+    usable = skipped = rows = 0
+    low, total, high = np.inf, 0.0, 0.0
+    for found in store.batches(batch, bad_rows="skip"):
+        norms = np.linalg.norm(found.vectors, axis=1)
+        keep = np.flatnonzero(norms > 0)
+        rows, skipped = found.end, skipped + found.skipped + len(norms) - len(keep)
+        if len(keep):
+            low, high, total = (
+                min(low, norms[keep].min()),
+                max(high, norms.max()),
+                total + float(norms[keep].sum()),
+            )
+        # Row number i (from 0) replaces a random slot of the sample with probability sample / (i + 1).
+        slots = (rng.random(len(keep)) * (usable + 1 + np.arange(len(keep)))).astype(np.int64)
+        for place, row in enumerate(keep):
+            slot = len(ids) if len(ids) < sample else int(slots[place])
+            if slot >= sample:
+                continue
+            text = found.texts[row] if found.texts is not None else None
+            if slot == len(ids):
+                ids.append(found.ids[row])
+                texts.append(text)
+            else:
+                ids[slot], texts[slot] = found.ids[row], text
+            vectors[slot] = found.vectors[row]
+        usable += len(keep)
+    if not usable:
+        raise VectorError(
+            f"{store.url} has no usable vector: all {skipped} rows are zero, NULL or not finite"
+        )
+    return Scan(rows, skipped, (float(low), total / usable, float(high)), ids, vectors[: len(ids)], texts)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether the vectors come from the embedder that the inverter was trained for."""
+
+    verdict: str  # "yes", "no" or "unclear"
+    reason: str  # one sentence
+    cosine: float  # of re-embedded first guesses with their vectors, mean
+    random: float  # the same for random vectors of the same mean and spread
+
+
+def fits(
+    vectors: np.ndarray, embedder: Embedder, first_guess: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
+) -> Fit:
+    """Compare first guesses for the store's vectors with first guesses for random vectors.
+
+    vectors: float32 [n, d] from the store.  first_guess: unit vectors [m, d] -> [m], cosine of each guess,
+    re-embedded, with its vector.  The random vectors have the sample's own mean and spread per dimension,
+    so only vectors that an inverter can *read* beat them.
+    """
+    if vectors.shape[1] != embedder.dimension:
+        reason = (
+            f"the vectors have {vectors.shape[1]} dimensions and {embedder.name} writes {embedder.dimension}"
+        )
+        return Fit("no", reason, float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    chosen = unit(vectors[rng.permutation(len(vectors))[:FIT_ROWS]])
+    noise = rng.standard_normal((FIT_ROWS, vectors.shape[1])) * unit(vectors).std(axis=0) + unit(
+        vectors
+    ).mean(axis=0)
+    real, chance = first_guess(chosen), first_guess(unit(noise))
+    gain = (
+        bootstrap(real - chance.mean())
+        if len(real) > 1
+        else Estimate(float(real[0] - chance.mean()), 0.0, 0.0, 1)
+    )
+    where = f"guesses come back at cosine {real.mean():.2f}, for random vectors at {chance.mean():.2f}"
+    if len(real) > 1 and gain.low > FIT_MARGIN:
+        return Fit(
+            "yes", f"{where}: these are vectors of {embedder.name}", float(real.mean()), float(chance.mean())
+        )
+    if len(real) > 1 and gain.high < FIT_MARGIN:
+        why = (
+            f"{where}: another embedder of the same size wrote them, or they were transformed before storage"
+        )
+        return Fit("no", why, float(real.mean()), float(chance.mean()))
+    return Fit("unclear", f"{where}: too close to tell", float(real.mean()), float(chance.mean()))
