@@ -1,4 +1,4 @@
-"""The first look of an audit: one pass over the store for a sample, and whether the embedder fits (chapter 4)."""
+"""The first look of an audit: one pass over the store for a sample, and does the embedder fit? (chapter 4)"""
 
 from __future__ import annotations
 
