@@ -242,3 +242,52 @@ def test_mask_hides_words_and_digits():
     assert len(hidden) == len("ann lee, room 214: asthma_3")
     assert hidden.startswith("•••")
     assert mask("patient") == "p••••••"
+
+
+def test_price_of_a_defence(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    from tutorial_lib.price import Task, price, price_figure
+
+    texts = [f"ann lee{i} is here" for i in range(20)]
+
+    class Toy:
+        """Word ids, nothing else: all that scoring asks of an embedder."""
+
+        def normalise(self, texts):
+            return list(texts)
+
+        def token_ids(self, texts):
+            return [[hash(w) for w in t.split()] for t in texts]
+
+    def recover(target):  # reads a vector perfectly if it points the right way, else writes nonsense
+        nearest = (target @ VECTORS[:20].T).argmax(1)
+        return [texts[j] if target[i] @ VECTORS[j] > 0.9 else "gibberish" for i, j in enumerate(nearest)]
+
+    families = {
+        "none": [Defence()],
+        "noise": [GaussianNoise(0.01), GaussianNoise(0.3)],
+        "rotation": [SecretRotation(1)],
+    }
+    points = price(
+        families,
+        texts=texts,
+        names=[t[: t.index(" is")] for t in texts],
+        vectors=VECTORS[:20],
+        known=VECTORS[100:500],
+        task=Task(QUERIES, VECTORS, range(100)),
+        embedder=Toy(),
+        recover=recover,
+    )
+    found = {(p.label, p.attacker): p for p in points}
+    assert len(found) == 8
+    assert found["none", "naive"].exact.value == 100
+    assert found["noise 0.01", "naive"].names.value == 100
+    assert found["noise 0.3", "naive"].f1.value < 20
+    assert found["noise 0.3", "naive"].ndcg.value < found["noise 0.01", "naive"].ndcg.value
+    assert found["secret rotation", "naive"].exact.value < 10
+    assert found["secret rotation", "adaptive"].exact.value == 100
+    assert found["secret rotation", "adaptive"].ndcg == found["none", "naive"].ndcg
+    for measure in ("f1", "names", "exact"):
+        figure = price_figure(points, measure=measure)
+        assert [a.get_title() for a in figure.axes] == ["naive attacker", "adaptive attacker"]
+    assert len(price_figure([p for p in points if p.attacker == "naive"]).axes) == 1
