@@ -1,0 +1,99 @@
+"""Verified weights: where they are, whether they are whole, and what they were made for.
+
+A folder of weights holds ``config.json``, ``model.safetensors`` (never a pickle), ``SHA256SUMS`` and a model card.
+Shipped ones lie in ``tutorial_lib/weights/EMBEDDER/inverter`` and ``.../corrector``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from tutorial_lib.embedder import canonical_name, sha256_of
+from tutorial_lib.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tutorial_lib.modeling import VectorToText
+
+Model = TypeVar("Model", bound="VectorToText")
+WEIGHTS = Path(__file__).parent / "weights"
+SUMS = "SHA256SUMS"
+
+
+def shipped(kind: str) -> list[str]:
+    """Names of the embedders that weights of this kind are shipped for."""
+    return sorted(folder.parent.name for folder in WEIGHTS.glob(f"*/{kind}") if (folder / "config.json").exists())
+
+
+def resolve(name: str, kind: str) -> Path | None:
+    """Folder of the weights ``name`` stands for: a folder, or the shipped ones; None when neither exists."""
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / kind / "config.json").is_file():
+        return folder / kind
+    packaged = WEIGHTS / canonical_name(str(name)) / kind
+    return packaged if (packaged / "config.json").is_file() else None
+
+
+def verify(folder: Path) -> None:
+    """Compare every file that ``SHA256SUMS`` lists; raises :class:`CheckpointError` at the first difference."""
+    sums = folder / SUMS
+    if not sums.exists():
+        return
+    for line in sums.read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} lacks {name}, which {SUMS} lists; fetch the weights again.")
+        if sha256_of(path) != digest:
+            raise CheckpointError(
+                f"{path} is truncated or was altered (its sha256 is not the one in {SUMS}); fetch the weights again."
+            )
+
+
+def load(cls: type[Model], name: str | Path, *args: Any, **kwargs: Any) -> Model:
+    """``from_pretrained`` of both model classes: resolve, verify, load in float32 and set to evaluation."""
+    from tutorial_lib.modeling import VectorToText
+
+    source: str | Path = name
+    folder = resolve(str(name), cls.kind)
+    if folder is not None:
+        verify(folder)
+        source = folder
+    elif Path(name).exists() or str(name).startswith((".", "/")):
+        raise CheckpointError(f"{name} holds no config.json; give a folder written by save_pretrained.")
+    kwargs.setdefault("dtype", torch.float32)
+    loader = super(VectorToText, cls).from_pretrained
+    try:
+        model = loader(source, *args, use_safetensors=True, **kwargs)
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers, safetensors and the Hub client raise many types
+        known = ", ".join(shipped(cls.kind)) or "none"
+        raise CheckpointError(
+            f"No {cls.kind} could be loaded from {str(name)!r} ({type(error).__name__}); weights are shipped for: "
+            f"{known}; or give a folder or a Hub name."
+        ) from error
+    return model.eval()
+
+
+def write_sums(folder: Path) -> None:
+    """Write ``SHA256SUMS`` over the config and weights of a folder."""
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in {".safetensors", ".json"})
+    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in names]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def save_finished(model: VectorToText, folder: Path, run: dict[str, Any]) -> None:
+    """Write a finished training run: bfloat16 weights, the run's settings and the sums."""
+    whitening = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to(torch.bfloat16)
+    for name, buffer in whitening.items():  # a whitened difference needs all its digits
+        model.get_submodule(name.rpartition(".")[0]).register_buffer(name.rpartition(".")[2], buffer)
+    model.save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(run, indent=1, sort_keys=True, default=str) + "\n")
+    write_sums(folder)

@@ -1,0 +1,288 @@
+"""What the inverter and the corrector share: a vector becomes pseudo-tokens, and a transformer writes text.
+
+    e [n, d] --whiten--> [n, d] --MLP--> k pseudo-tokens [n, k, width] --encoder-decoder--> word pieces
+
+The backbone is any T5 that ``transformers`` can build; it works in the embedder's own vocabulary (or the part
+of it that training text used), so "exact match" compares like with like. Chapter 2 explains the design.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PretrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from tutorial_lib.errors import VectorError
+
+#: Model ids of the special tokens, the same in every vocabulary built by :func:`build_vocabulary`.
+PAD, START, END, UNKNOWN = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Texts proposed for n vectors, m each, as model ids.
+
+    ``ids`` int64 [n, m, t], padded with ``PAD`` after ``END``; ``scores`` float32 [n, m], log-probability per
+    token (zero when sampled).
+    """
+
+    ids: Tensor
+    scores: Tensor
+
+
+class InversionConfig(PretrainedConfig):
+    """Shape of an inverter or corrector, and which embedder it was made for."""
+
+    model_type = "tutorial_lib_inversion"
+
+    dimension: int = 384  # values per embedding
+    num_pseudo_tokens: int = 8  # encoder positions each vector becomes
+    embedder_name: str = "all-MiniLM-L6-v2"
+    max_tokens: int = 32  # content word pieces the weights were trained for
+    backbone: dict | None = None  # T5Config fields
+    whiten: bool = True  # does the checkpoint hold a whitening matrix?
+    own_vocabulary: bool = True  # does it hold a list of the embedder's token ids it can write?
+
+    def t5(self) -> T5Config:
+        """The backbone's own configuration."""
+        fields = {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": START}
+        fields |= self.backbone or {}
+        config = T5Config(**fields)
+        # On short sequences the plain attention is faster than the fused kernel, on CPUs by half.
+        config._attn_implementation = "eager"
+        return config
+
+
+def small_backbone(vocabulary: int, width: int = 384, layers: int = 3) -> dict[str, Any]:
+    """T5Config fields of a small encoder-decoder: ``layers`` each side, ``width`` wide, heads of 64."""
+    return {
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": min(64, width),
+        "num_heads": max(1, width // 64),
+        "d_ff": 4 * width,
+        "num_layers": layers,
+        "num_decoder_layers": layers,
+        "dropout_rate": 0.0,  # every window is seen about once, so there is nothing to regularise
+        "feed_forward_proj": "relu",
+        "tie_word_embeddings": True,
+        "relative_attention_max_distance": 64,
+    }
+
+
+def pseudo_token_mlp(dimension: int, width: int, count: int) -> nn.Sequential:
+    """d -> d -> count x width, the paper's projection (numbered as its newer checkpoints number it)."""
+    return nn.Sequential(nn.Linear(dimension, dimension), nn.Dropout(0.0), nn.GELU(), nn.Linear(dimension, width * count))
+
+
+def build_vocabulary(counts: np.ndarray, special: Sequence[int], minimum: int = 1) -> np.ndarray:
+    """int32 [V]: embedder token ids, the four special ones first, then by falling count in training text.
+
+    ``counts`` int [embedder vocabulary]; ``special`` gives the embedder's ids of padding, start, end, unknown.
+    """
+    order = np.argsort(-counts, kind="stable")
+    chosen = order[(counts[order] >= minimum) & ~np.isin(order, special)]
+    return np.concatenate([np.asarray(special), chosen]).astype(np.int32)
+
+
+class VectorToText(PreTrainedModel):
+    """Base of :class:`Inverter` and :class:`Corrector`: whitening, vocabulary, loss and generation.
+
+    Tensors: ``whiten_mean`` [d] and ``whiten_matrix`` [d, d] take training embeddings to zero mean and unit
+    covariance; ``vocabulary`` int32 [V] gives the embedder's id of each model id; ``backbone`` is the T5.
+    """
+
+    config_class = InversionConfig
+    base_model_prefix = "backbone"
+    main_input_name = "embeddings"
+    _supports_sdpa = True
+    config: InversionConfig
+    kind: ClassVar[str]  # "inverter" or "corrector": names the folder weights are kept in
+
+    def __init__(self, config: InversionConfig) -> None:
+        super().__init__(config)
+        t5 = config.t5()
+        self.backbone = T5ForConditionalGeneration(t5)
+        d = config.dimension
+        if config.whiten:
+            self.register_buffer("whiten_mean", torch.zeros(d))
+            self.register_buffer("whiten_matrix", torch.eye(d))
+        if config.own_vocabulary:
+            self.register_buffer("vocabulary", torch.arange(t5.vocab_size, dtype=torch.int32))
+        self._to_model_id: np.ndarray | None = None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # The backbone initialises itself; the projections keep PyTorch's defaults.
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+
+    # ---- vectors ------------------------------------------------------------------------------------------
+
+    def whitened(self, embeddings: Tensor) -> Tensor:
+        """[n, d] -> [n, d], float32: decorrelated, so that the small directions that hold word order count.
+
+        MiniLM's largest eigenvalue is 38 times its median; see chapter 2.
+        """
+        if not self.config.whiten:
+            return embeddings.float()
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return (embeddings.float() - self.whiten_mean.float()) @ self.whiten_matrix.float()
+
+    def check_vectors(self, embeddings: Any) -> Tensor:
+        """float32 tensor [n, d] on the model's device. Raises :class:`VectorError` for anything else."""
+        array = torch.as_tensor(np.asarray(embeddings) if not isinstance(embeddings, Tensor) else embeddings)
+        d = self.config.dimension
+        if array.ndim != 2 or array.shape[1] != d:
+            raise VectorError(
+                f"Vectors of shape {tuple(array.shape)} were given; this {self.kind} was made for "
+                f"{self.config.embedder_name} and takes shape [n, {d}]."
+            )
+        array = array.to(self.device, torch.float32)
+        bad = ~torch.isfinite(array).all(1)
+        if bad.any():
+            raise VectorError(f"Vector {int(bad.nonzero()[0])} holds NaN or infinity; remove such rows first.")
+        zero = (array == 0).all(1)
+        if zero.any():
+            raise VectorError(f"Vector {int(zero.nonzero()[0])} is all zeros, which no text embeds to; remove it.")
+        return array
+
+    # ---- token ids ----------------------------------------------------------------------------------------
+
+    def to_model_ids(self, ids: Sequence[Sequence[int]], length: int | None = None) -> Tensor:
+        """Embedder ids (ragged) -> model ids int64 [n, t], each row closed by ``END`` and padded.
+
+        Ids outside the vocabulary become ``UNKNOWN``.
+        """
+        length = length or max((len(row) for row in ids), default=0) + 1
+        out = np.full((len(ids), length), self.pad, dtype=np.int64)
+        for row, source in enumerate(ids):
+            mapped = self._model_id_table()[np.asarray(source[: length - 1], dtype=np.int64)]
+            out[row, : len(mapped)] = mapped
+            out[row, len(mapped)] = self.end
+        return torch.from_numpy(out).to(self.device)
+
+    def to_embedder_ids(self, ids: Tensor) -> list[list[int]]:
+        """Model ids int [n, t] -> ragged embedder ids, special tokens left out, cut at the first ``END``."""
+        table = self.vocabulary.cpu().numpy() if self.config.own_vocabulary else None
+        rows = ids.cpu().numpy()
+        out = []
+        for row in rows:
+            stop = np.flatnonzero(row == self.end)
+            kept = row[: stop[0]] if len(stop) else row
+            kept = kept[~np.isin(kept, self._special)]
+            out.append((table[kept] if table is not None else kept).tolist())
+        return out
+
+    @property
+    def pad(self) -> int:
+        return int(self.backbone.config.pad_token_id)
+
+    @property
+    def end(self) -> int:
+        return int(self.backbone.config.eos_token_id)
+
+    @property
+    def _special(self) -> list[int]:
+        unknown = [UNKNOWN] if self.config.own_vocabulary else []
+        return [self.pad, self.end, int(self.backbone.config.decoder_start_token_id), *unknown]
+
+    def _model_id_table(self) -> np.ndarray:
+        if not self.config.own_vocabulary:
+            return np.arange(self.backbone.config.vocab_size)
+        if self._to_model_id is None:
+            vocabulary = self.vocabulary.cpu().numpy()
+            table = np.full(max(int(vocabulary.max()) + 1, 60_000), UNKNOWN, dtype=np.int64)
+            table[vocabulary] = np.arange(len(vocabulary))
+            self._to_model_id = table
+        return self._to_model_id
+
+    # ---- training -----------------------------------------------------------------------------------------
+
+    def decode_loss(
+        self, inputs: Tensor, mask: Tensor | None, labels: Tensor, sampled: int = 0, frequent: int = 2048
+    ) -> Tensor:
+        """Mean cross-entropy (nats per token) of ``labels`` [n, t] given encoder inputs [n, s, width].
+
+        With ``sampled`` > 0 the softmax runs over the batch's own tokens, the ``frequent`` most common ones and
+        that many others drawn at random, whose logits are raised by the log of how many each stands for: an
+        unbiased estimate of the full sum at a quarter of the cost.
+        """
+        t5 = self.backbone
+        encoded = t5.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+        hidden = t5.decoder(
+            input_ids=t5._shift_right(labels),
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask,
+            use_cache=False,
+        ).last_hidden_state
+        keep = labels != self.pad
+        hidden, targets = hidden[keep], labels[keep]  # [m, width], [m]
+        if t5.config.tie_word_embeddings:
+            hidden = hidden * t5.config.d_model**-0.5
+        weight = t5.lm_head.weight
+        total = len(weight)
+        if not sampled or frequent + sampled >= total:
+            return functional.cross_entropy((hidden @ weight.T.to(hidden.dtype)).float(), targets)
+        present = torch.zeros(total, dtype=torch.bool, device=labels.device)
+        present[:frequent] = True
+        present[targets] = True
+        always = present.nonzero().squeeze(1)
+        others = (~present).nonzero().squeeze(1)
+        drawn = others[torch.randint(len(others), (sampled,), device=labels.device)]
+        columns = torch.cat([always, drawn])  # [c]
+        logits = functional.linear(hidden, weight[columns]).float()
+        logits[:, len(always) :] += float(np.log(len(others) / sampled))
+        place = torch.zeros(total, dtype=torch.long, device=labels.device)
+        place[always] = torch.arange(len(always), device=labels.device)
+        return functional.cross_entropy(logits, place[targets])
+
+    # ---- generation ---------------------------------------------------------------------------------------
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bfloat16 where this device multiplies it fast, else full precision."""
+        dtype = fast_dtype(self.device)
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    @torch.inference_mode()
+    def _generate(
+        self, inputs: Tensor, mask: Tensor | None, beams: int, candidates: int, temperature: float, length: int
+    ) -> Candidates:
+        """Decode [n, s, width] into ``candidates`` texts each: beam search, or sampling when temperature > 0."""
+        n = len(inputs)
+        options: dict[str, Any] = {"max_new_tokens": length + 1, "num_return_sequences": candidates}
+        if temperature > 0:
+            options |= {"do_sample": True, "temperature": temperature, "top_k": 50, "num_beams": 1}
+        else:
+            options |= {"do_sample": False, "num_beams": max(beams, candidates), "length_penalty": 1.0}
+        # Autocast casts a weight once inside this block; the encoder runs once however many candidates.
+        with self.autocast():
+            encoded = self.backbone.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+            out = self.backbone.generate(
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+                attention_mask=mask if mask is not None else torch.ones(inputs.shape[:2], device=self.device),
+                return_dict_in_generate=True,
+                output_scores=False,
+                **options,
+            )
+        ids = out.sequences[:, 1:].reshape(n, candidates, -1)
+        scores = getattr(out, "sequences_scores", None)
+        scores = torch.zeros(n, candidates) if scores is None else scores.reshape(n, candidates).float()
+        return Candidates(ids, scores)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, float32 elsewhere (a T4 has no bfloat16 units)."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return torch.bfloat16
+    return torch.float32
