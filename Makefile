@@ -49,8 +49,8 @@ smoke: setup ## every chapter in seconds, in a temporary folder: shape and order
 check: setup ## every number of the book against claims.yml; executes nothing
 	@$(PY) -m tutorial_lib.cli check
 
-test: setup ## the tests, on all cores
-	@$(PY) -m pytest -n auto $(PYTEST_ARGS)
+test: setup ## the tests, one process per core (PYTEST_ARGS="--cov" shows what they miss)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto $(PYTEST_ARGS)
 
 lint: setup ## ruff and mypy
 	@$(PY) -m ruff check .

@@ -289,3 +289,21 @@ def test_render_reports_what_the_strict_build_says(clone: Path) -> None:
     (clone / "book" / "about.md").write_text("# About\n\n[nowhere](missing.md)\n")
     with pytest.raises(TutorialError, match=r"strict and found:\n.*missing\.md"):
         build.render(Book(clone))
+
+
+def test_a_fork_changes_one_line(clone: Path) -> None:
+    edit(clone / "_config.yml", "someone/fork", "else/where")
+    changed = {path.name for path in verify.bring_up_to_date(Book(clone))}
+    assert changed == {"01_tiny.ipynb", "README.md", "pyproject.toml"}
+    assert verify.check(Book(clone)) == ([], [])
+    assert run(clone) == []  # another address is no reason to execute
+    for name in ("book/01_tiny.ipynb", "README.md", "pyproject.toml"):
+        assert "someone/fork" not in (clone / name).read_text(encoding="utf-8")
+
+
+def test_records_come_last_so_that_printed_lines_stay_together(built: Path) -> None:
+    notebook = nbformat.read(built / "book" / "01_tiny.ipynb", as_version=4)
+    texts = [
+        out.text for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "stream"
+    ]
+    assert "mean = 40.0 (39.0–41.0, n = 4)\nword = vector\n" in texts

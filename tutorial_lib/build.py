@@ -21,11 +21,11 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from . import notebooks
-from .book import Book, published_numbers, read_json, republished, write
+from .book import Book, published_numbers, read_json, write
 from .claims import SMOKE, compare, reported, union
 from .errors import ClaimError, TutorialError
 from .runtime import PROFILES
-from .verify import refresh_pages
+from .verify import bring_up_to_date
 
 Echo = Callable[[str], None]
 
@@ -76,9 +76,7 @@ def build_book(
         fingerprint = book.fingerprint(book.source(stem, profile), profile)
         manifest[stem] = fingerprint | {"outputs": notebooks.outputs_hash(notebook)}
     write(book.manifest_path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    if chapters:
-        _refill_others(book, set(chosen))
-    refresh_pages(book)
+    bring_up_to_date(book)
     return render(book, echo) if html else None
 
 
@@ -120,17 +118,6 @@ def _executed(book: Book, stem: str, profile: str, runs: Path, force: bool, echo
     return notebooks.read(kept)
 
 
-def _refill_others(book: Book, done: set[str]) -> None:
-    """Chapters that were not chosen may cite numbers that just changed: fill their prose again."""
-    for stem in book.sources:
-        path = book.notebook(stem)
-        if stem not in done and path.exists():
-            try:
-                write(path, republished(book, stem, published_numbers(book)))
-            except TutorialError:
-                continue  # its code changed as well: `check` says so, and the next full build executes it
-
-
 def render(book: Book, echo: Echo = print) -> Path:
     """Strict HTML build (every warning an error, every reference resolved) from the published notebooks.
 
@@ -142,16 +129,16 @@ def render(book: Book, echo: Echo = print) -> Path:
     done = subprocess.run(
         command,
         cwd=book.root,
-        env=os.environ | {"PYTHONUTF8": "1", "NO_COLOR": "1"},
+        env=os.environ | {"PYTHONUTF8": "1"},
         text=True,
         capture_output=True,
         check=False,
     )
     if done.returncode:
-        complaints = [line for line in done.stderr.splitlines() if re.search("WARNING|ERROR|Error", line)]
+        said = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)
+        complaints = [line for line in said.splitlines() if re.search("WARNING|ERROR|Error", line)]
         raise TutorialError(
-            "the HTML build is strict and found:\n"
-            + "\n".join(complaints[:40] or done.stderr.splitlines()[-20:])
+            "the HTML build is strict and found:\n" + "\n".join(complaints[:40] or said.splitlines()[-20:])
         )
     page = book.root / "_build" / "html" / "index.html"
     echo(f"The book: {page.as_uri()}")

@@ -81,7 +81,7 @@ def add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     """`tutorial-lib check`: numbers against claims, notebooks against sources; executes nothing."""
     parser = commands.add_parser("check", help="verify every number of the book against claims.yml")
     parser.add_argument(
-        "--fix", action="store_true", help="first bring generated text (README, tables) up to date"
+        "--fix", action="store_true", help="first bring generated text (prose, README, tables) up to date"
     )
     parser.add_argument("--json", action="store_true", help="the result as JSON")
     parser.set_defaults(run=_check)
@@ -93,7 +93,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     book = Book.find()
     if arguments.fix:
-        for path in verify.refresh_pages(book):
+        for path in verify.bring_up_to_date(book):
             print(f"refreshed {path.relative_to(book.root)}", file=sys.stderr)
     problems, notes = verify.check(book)
     if arguments.json:

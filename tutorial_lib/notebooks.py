@@ -158,6 +158,8 @@ def execute(
                 execution_timeout=timeout,
                 progress_bar=False,
                 log_output=False,
+                # the kernel's own remarks on its transport are no concern of the reader's
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
         except papermill.PapermillExecutionError as error:
             raise TutorialError(
@@ -194,7 +196,10 @@ def tidy(notebook: NotebookNode, stem: str) -> None:
         if cell.cell_type != "code":
             continue
         outputs: list[NotebookNode] = []
+        records = [output for output in cell.outputs if "scrapbook" in output.get("metadata", {})]
         for output in cell.outputs:
+            if output in records:
+                continue  # they show nothing: put last, they do not cut the printed lines into pieces
             if output.output_type == "stream" and output.name == "stderr":
                 _refuse_warnings(output.text, cell, stem)
                 continue
@@ -214,7 +219,7 @@ def tidy(notebook: NotebookNode, stem: str) -> None:
                     f"{stem} prints a memory address ({_around(_ADDRESS, shown)}), which changes with every "
                     f"run; print something else, or end the line with ';', in the cell:\n{cell.source}"
                 )
-        cell.outputs = outputs
+        cell.outputs = outputs + records
 
 
 def _refuse_warnings(text: str, cell: NotebookNode, stem: str) -> None:

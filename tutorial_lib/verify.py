@@ -6,6 +6,7 @@ refresh_pages    numbers, tables and addresses in README.md and the pages that a
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,9 +103,18 @@ def _typed(where: str, text: str, numbers: Mapping[str, Reported], book: Book) -
     ]
 
 
-def refresh_pages(book: Book) -> list[Path]:
-    """Bring generated text up to date; returns the files that changed."""
-    texts = _refreshed(book, published_numbers(book))
+def bring_up_to_date(book: Book) -> list[Path]:
+    """Write everything that follows from sources, outputs and claims without executing; returns what changed.
+
+    Chapters whose code changed are left alone: `check` names them and the next build executes them.
+    """
+    numbers = published_numbers(book)
+    texts: dict[Path, str] = {}
+    for stem in book.sources:
+        if book.notebook(stem).exists():
+            with contextlib.suppress(TutorialError):
+                texts[book.notebook(stem)] = republished(book, stem, numbers)
+    texts |= _refreshed(book, numbers)
     changed = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
     for path in changed:
         write(path, texts[path])
@@ -157,7 +167,7 @@ def _chapter_table(book: Book, folder: str) -> str:
 
 def _modules(book: Book) -> str:
     package = book.root / "tutorial_lib"
-    names = {path.stem for path in package.glob("*.py") if path.stem != "__init__"}
+    names = {path.stem for path in package.glob("*.py") if path.stem not in ("__init__", "cli")}
     names |= {path.parent.name for path in package.glob("*/__init__.py")}
     ordered = [name for name in _FLOW if name in names] + sorted(names - set(_FLOW))
     automodule = "```{{eval-rst}}\n.. automodule:: tutorial_lib.{name}\n   :members:\n```\n\n"

@@ -11,6 +11,7 @@ from typing import Any
 
 
 def _paragraph(line: str) -> str:
+    line = re.sub(r":(?:class|func|meth|mod|attr):(?=`)", "", line)  # Sphinx roles read as plain names
     pieces = re.split(r"`+([^`]+)`+", line)
     escaped = [re.sub(r"([*_|\\<>:`])", r"\\\1", piece) for piece in pieces[::2]]
     code = [f"``{piece.strip()}``" for piece in pieces[1::2]]
