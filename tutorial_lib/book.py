@@ -112,9 +112,13 @@ class Book:
 
     @cached_property
     def library_hash(self) -> str:
-        """sha256 of the modules that chapters compute with (the installed library is this clone's)."""
+        """sha256 of what chapters compute and draw with (the installed library is this clone's)."""
+        package = self.root / "tutorial_lib"
+        skipped = _RUNNER | {"weights", "__pycache__"}
         files = [
-            path for path in sorted((self.root / "tutorial_lib").rglob("*.py")) if path.name not in _RUNNER
+            p
+            for p in sorted(package.rglob("*"))
+            if p.is_file() and not skipped & {*p.relative_to(package).parts}
         ]
         return _hash_files(self.root, files)
 

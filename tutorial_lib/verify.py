@@ -1,7 +1,9 @@
 """Everything about the book that can be verified, or written, without executing a chapter.
 
-check            problems and notes: `tutorial-lib check`
-refresh_pages    numbers, tables and addresses in README.md and the pages that are not executed
+    check               problems and notes: `tutorial-lib check`
+    bring_up_to_date    numbers, tables and addresses in chapters, README.md and pages that are not executed
+
+Neither needs jupyter-book or a kernel; CI runs the first after every change.
 """
 
 from __future__ import annotations
