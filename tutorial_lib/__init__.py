@@ -1,0 +1,65 @@
+"""Do text embeddings give the text away? The machinery behind the book, one import away.
+
+Names are imported when first used, so that ``import tutorial_lib`` and the command line's ``--help`` are quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Embedder": "embedder",
+    "passages": "corpora",
+    "documents": "corpora",
+    "token_stream": "corpora",
+    "Record": "records",
+    "synthetic_records": "records",
+    "Inverter": "inverter",
+    "InverterConfig": "inverter",
+    "Corrector": "corrector",
+    "CorrectorConfig": "corrector",
+    "invert": "search",
+    "Inversion": "search",
+    "Step": "search",
+    "train": "training",
+    "TrainConfig": "training",
+    "evaluate": "metrics",
+    "compare": "metrics",
+    "bootstrap": "metrics",
+    "Estimate": "metrics",
+    "Scores": "metrics",
+    "report": "claims",
+    "setup": "build",
+    "TutorialError": "errors",
+}
+_MODULES = ("errors", "figures", "information", "metrics", "privacy", "stores")
+
+__all__ = sorted([*_HOME, *_MODULES])
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tutorial_lib import errors, figures, information, metrics, privacy, stores
+    from tutorial_lib.build import setup
+    from tutorial_lib.claims import report
+    from tutorial_lib.corpora import documents, passages, token_stream
+    from tutorial_lib.corrector import Corrector, CorrectorConfig
+    from tutorial_lib.embedder import Embedder
+    from tutorial_lib.errors import TutorialError
+    from tutorial_lib.inverter import Inverter, InverterConfig
+    from tutorial_lib.metrics import Estimate, Scores, bootstrap, compare, evaluate
+    from tutorial_lib.records import Record, synthetic_records
+    from tutorial_lib.search import Inversion, Step, invert
+    from tutorial_lib.training import TrainConfig, train
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"tutorial_lib.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"tutorial_lib.{name}")
+    raise AttributeError(f"module 'tutorial_lib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

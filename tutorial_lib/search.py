@@ -1,0 +1,248 @@
+"""Correct, re-embed, rank by cosine, keep the best, stop: inversion as search in embedding space.
+
+Morris et al. (2023, section 4) repeat *correct -> re-embed* with a beam ranked by language-model probability.
+Here candidates are ranked by the only thing that matters, the cosine of their embedding with the target, and the
+search is best-first: each round expands the ``beam_width`` best guesses that were not expanded before, so no
+query is spent twice on one text and the best guess so far is never lost. Explained in chapter 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from tutorial_lib.corrector import Corrector
+from tutorial_lib.embedder import Embedder
+from tutorial_lib.errors import CheckpointError, TutorialError
+from tutorial_lib.inverter import Inverter
+
+#: A guess this close to the target is taken to be the text: float32 embeddings of one text differ by less.
+SOLVED = 1 - 2e-6
+_POOL = 4  # unexpanded guesses kept per text, in beam widths
+_ROWS = 512  # guesses corrected at once
+
+
+@dataclass(frozen=True)
+class Step:
+    """The best guess for one text after a number of correction rounds."""
+
+    step: int  # correction rounds so far; 0 is the inverter's guess
+    text: str
+    cosine: float  # of its embedding with the target
+    queries: int  # texts embedded for this target so far
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Result of :func:`invert` for n vectors."""
+
+    texts: list[str]  # best guess each
+    cosines: np.ndarray  # float32 [n], of the best guess's embedding with the target
+    queries: np.ndarray  # int64 [n], texts embedded per target
+    steps: np.ndarray  # int64 [n], correction rounds until the text was solved or the search ended
+    trace: list[list[Step]]  # per text, one row per round in which it took part
+
+    def at(self, step: int) -> list[str]:
+        """Best guess of each text after at most ``step`` correction rounds."""
+        return [self._row(rows, step).text for rows in self.trace]
+
+    def cosines_at(self, step: int) -> np.ndarray:
+        """float32 [n]: cosine of :meth:`at`."""
+        return np.array([self._row(rows, step).cosine for rows in self.trace], dtype=np.float32)
+
+    def queries_at(self, step: int) -> np.ndarray:
+        """int64 [n]: queries spent per text after at most ``step`` rounds."""
+        return np.array([self._row(rows, step).queries for rows in self.trace], dtype=np.int64)
+
+    @staticmethod
+    def _row(rows: list[Step], step: int) -> Step:
+        return next(row for row in reversed(rows) if row.step <= step)
+
+
+@dataclass
+class _Guess:
+    text: str
+    cosine: float
+    embedding: torch.Tensor  # [d]
+
+
+@dataclass
+class _Search:
+    """The search for one text."""
+
+    seen: set[str] = field(default_factory=set)
+    pool: list[_Guess] = field(default_factory=list)  # not expanded yet, best first
+    best: _Guess | None = None
+    queries: int = 0
+    trace: list[Step] = field(default_factory=list)
+
+    def add(self, guess: _Guess, keep: int) -> None:
+        self.pool.append(guess)
+        self.pool.sort(key=lambda other: -other.cosine)
+        del self.pool[keep:]
+        if self.best is None or guess.cosine > self.best.cosine:
+            self.best = guess
+
+    def record(self, step: int) -> None:
+        assert self.best is not None
+        self.trace.append(Step(step, self.best.text, self.best.cosine, self.queries))
+
+
+def invert(
+    embeddings: np.ndarray,
+    embedder: Embedder,
+    inverter: Inverter,
+    corrector: Corrector | None = None,
+    *,
+    steps: int = 50,
+    beam_width: int = 8,
+    branch: int | None = None,
+    max_queries: int | None = None,
+    progress: bool | None = None,
+    on_step: Callable[[int, list[Step]], None] | None = None,
+) -> Inversion:
+    """Recover the texts behind ``embeddings`` (float32 [n, d]).
+
+    ``steps`` correction rounds at most (0: the inverter alone); each expands ``beam_width`` guesses into
+    ``branch`` candidates (default: as many as the beam is wide). A text leaves the search when its cosine is
+    about 1, when it has no guess left to expand, or when its next round could exceed ``max_queries``.
+    ``on_step(step, rows)`` is called after every round with the best guess of each text. Deterministic.
+
+    Raises :class:`VectorError` for wrong shapes, NaN, infinity and zero vectors, :class:`CheckpointError` when
+    the models were made for another embedder, and :class:`TutorialError` for parameters out of range.
+    """
+    branch = branch or beam_width
+    if steps < 0 or beam_width < 1 or branch < 1 or (max_queries is not None and max_queries < beam_width):
+        raise TutorialError(
+            f"steps={steps}, beam_width={beam_width}, branch={branch}, max_queries={max_queries}: steps cannot be "
+            "negative, widths are at least 1, and max_queries at least the beam width."
+        )
+    if steps and corrector is None:
+        raise TutorialError(f"{steps} correction steps were asked for without a corrector; pass one, or steps=0.")
+    for model in (inverter, corrector):
+        if model is not None and model.config.embedder_name != embedder.name:
+            raise CheckpointError(
+                f"The {model.kind} was made for {model.config.embedder_name} and the embedder is {embedder.name}; "
+                "load the pair that belongs together."
+            )
+    target = inverter.check_vectors(embeddings)
+    searches = [_Search() for _ in range(len(target))]
+    if not searches:
+        return _result(searches)
+    unit = torch.nn.functional.normalize(target, dim=1)
+
+    proposals = [
+        row
+        for chunk in target.split(max(1, _ROWS // beam_width))
+        for row in _texts(inverter, inverter.propose(chunk, candidates=beam_width, beams=beam_width).ids, embedder)
+    ]
+    _embed_new(dict(enumerate(proposals)), searches, unit, embedder, _POOL * beam_width)
+    _finish_round(0, range(len(searches)), searches, on_step)
+
+    bar = tqdm(range(1, steps + 1), desc="Correcting", unit="round", disable=not progress)
+    for step in bar:
+        active = [
+            index
+            for index, search in enumerate(searches)
+            if search.pool
+            and search.best is not None
+            and search.best.cosine < SOLVED
+            and (max_queries is None or search.queries + beam_width * branch <= max_queries)
+        ]
+        if not active:
+            break
+        assert corrector is not None
+        rows = _expand(active, searches, target, embedder, corrector, beam_width, branch)
+        _embed_new(rows, searches, unit, embedder, _POOL * beam_width)
+        _finish_round(step, active, searches, on_step)
+        bar.set_postfix(open=len(active))
+    bar.close()
+    return _result(searches)
+
+
+def _expand(
+    active: list[int],
+    searches: list[_Search],
+    target: torch.Tensor,
+    embedder: Embedder,
+    corrector: Corrector,
+    beam_width: int,
+    branch: int,
+) -> dict[int, list[str]]:
+    """Correct the best unexpanded guesses of every active text: {text index: candidate texts}."""
+    owners: list[int] = []
+    guesses: list[_Guess] = []
+    for index in active:
+        pool = searches[index].pool
+        owners += [index] * min(beam_width, len(pool))
+        guesses += pool[:beam_width]
+        del pool[:beam_width]
+    ids = corrector.to_model_ids(embedder.token_ids([guess.text for guess in guesses]))
+    embeddings = torch.stack([guess.embedding for guess in guesses])
+    rows: dict[int, list[str]] = {index: [] for index in active}
+    size = max(1, _ROWS // branch)
+    for offset in range(0, len(guesses), size):
+        part = slice(offset, offset + size)
+        proposed = corrector.propose(
+            target[owners[part]], ids[part], embeddings[part], candidates=branch, beams=branch
+        )
+        for owner, texts in zip(owners[part], _texts(corrector, proposed.ids, embedder), strict=True):
+            rows[owner] += texts
+    return rows
+
+
+def _texts(model: Inverter | Corrector, ids: torch.Tensor, embedder: Embedder) -> list[list[str]]:
+    """Candidate ids [n, m, t] -> n lists of m texts."""
+    n, m, _ = ids.shape
+    flat = embedder.decode(model.to_embedder_ids(ids.reshape(n * m, -1)))
+    return [flat[row * m : (row + 1) * m] for row in range(n)]
+
+
+def _embed_new(
+    rows: dict[int, list[str]], searches: list[_Search], unit: torch.Tensor, embedder: Embedder, keep: int
+) -> None:
+    """Embed the candidates not met before in this search, and add them to their pools."""
+    owners: list[int] = []
+    texts: list[str] = []
+    for index, candidates in rows.items():
+        search = searches[index]
+        fresh = [text for text in dict.fromkeys(candidates) if text.strip() and text not in search.seen]
+        if search.best is None and not fresh:
+            fresh = ["."]  # an inverter that writes nothing at all still needs a guess to correct
+        search.seen.update(fresh)
+        search.queries += len(fresh)
+        owners += [index] * len(fresh)
+        texts += fresh
+    if not texts:
+        return
+    vectors = torch.from_numpy(embedder.encode(texts, truncate=True, progress=False)).to(unit.device)
+    cosines = (torch.nn.functional.normalize(vectors, dim=1) * unit[owners]).sum(1).tolist()
+    for owner, text, vector, cosine in zip(owners, texts, vectors, cosines, strict=True):
+        searches[owner].add(_Guess(text, cosine, vector), keep)
+
+
+def _finish_round(
+    step: int,
+    active: list[int] | range,
+    searches: list[_Search],
+    on_step: Callable[[int, list[Step]], None] | None,
+) -> None:
+    for index in active:
+        searches[index].record(step)
+    if on_step is not None:
+        on_step(step, [search.trace[-1] for search in searches])
+
+
+def _result(searches: list[_Search]) -> Inversion:
+    last = [search.trace[-1] for search in searches]
+    return Inversion(
+        texts=[row.text for row in last],
+        cosines=np.array([row.cosine for row in last], dtype=np.float32),
+        queries=np.array([row.queries for row in last], dtype=np.int64),
+        steps=np.array([row.step for row in last], dtype=np.int64),
+        trace=[search.trace for search in searches],
+    )
