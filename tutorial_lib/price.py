@@ -15,7 +15,7 @@ import numpy as np
 from .metrics import Estimate, bootstrap, proportion, token_f1
 from .pii import names_recovered
 from .privacy import Alignment, Defence
-from .retrieval import retrieval
+from .retrieval import score_retrieval
 
 if TYPE_CHECKING:
     from .embedder import Embedder
@@ -46,7 +46,7 @@ class Task:
     relevant: Sequence[int]
 
 
-def price(
+def price_defences(
     families: Mapping[str, Sequence[Defence]],
     *,
     texts: Sequence[str],
@@ -69,7 +69,7 @@ def price(
     for family, defences in families.items():
         for defence in defences:
             defence.fit(task.documents)
-            found = retrieval(task.queries, task.documents, task.relevant, defence)
+            found = score_retrieval(task.queries, task.documents, task.relevant, defence)
             stored = defence.apply(vectors)
             for attacker in attackers:
                 if attacker == "naive":
@@ -96,57 +96,35 @@ def price(
 def price_figure(points: Sequence[Point], *, measure: Literal["f1", "names", "exact"] = "f1") -> Any:
     """One curve per family: leakage (per cent) against nDCG@10, one panel per attacker.
 
-    Bars are 95 % intervals of the leakage; the interval of the retrieval is the grey band around the dashed
-    line of the undefended store.  Down and right is better: little leaks, search still works.
+    Bars are 95 % intervals of the leakage; the grey band is the interval of the undefended store's retrieval.  Down and right is better: little leaks, search still works.
     """
-    import matplotlib.pyplot as plt
+    from .figures import INK, MARKERS, PALETTE, figure
 
     plain = next((p for p in points if p.family == "none"), points[0])
     families = [f for f in dict.fromkeys(p.family for p in points) if f != "none"]
     panels = [a for a in ATTACKERS if any(p.attacker == a for p in points)]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.2), sharey=True, squeeze=False)
+    made, axes = figure(5.2 * len(panels), 5.4, columns=len(panels), sharey=True, squeeze=False)
     for axis, attacker in zip(axes[0], panels, strict=True):
-        axis.axvspan(plain.ndcg.low, plain.ndcg.high, color="0.92", zorder=0)
+        axis.axvspan(plain.ndcg.low, plain.ndcg.high, color="0.93", zorder=0)
         axis.axvline(plain.ndcg.value, color="0.5", linestyle="--", linewidth=1)
-        for number, family in enumerate(families):
+        for number, family in enumerate(("none", *families)):
             curve = [p for p in points if p.family == family and p.attacker == attacker]
-            y = [getattr(p, measure) for p in curve]
-            spread = np.array([[e.value - e.low for e in y], [e.high - e.value for e in y]])
+            if not curve:
+                continue
+            leaked = [getattr(p, measure) for p in curve]
             axis.errorbar(
                 [p.ndcg.value for p in curve],
-                [e.value for e in y],
-                yerr=spread,
-                marker="osD^vPX*"[number % 8],
-                color=_COLOURS[number % len(_COLOURS)],
+                [e.value for e in leaked],
+                yerr=np.array([[e.value - e.low for e in leaked], [e.high - e.value for e in leaked]]),
+                color=INK if family == "none" else PALETTE[(number - 1) % len(PALETTE)],
+                marker="*" if family == "none" else MARKERS[(number - 1) % len(MARKERS)],
+                markersize=14 if family == "none" else 7,
                 capsize=2,
-                linewidth=1.4,
-                label=family,
+                label="no defence" if family == "none" else family,
             )
-        whole = [getattr(p, measure).value for p in points if p.family == "none" and p.attacker == attacker]
-        if whole:
-            axis.plot(
-                [plain.ndcg.value],
-                whole,
-                marker="*",
-                markersize=12,
-                color="black",
-                linestyle="",
-                label="no defence",
-            )
-        axis.set(
-            xlabel="nDCG@10 of the defended store",
-            title=f"{attacker} attacker",
-            xlim=(0, None),
-            ylim=(0, 100),
-        )
-    label = {"f1": "token F1, %", "names": "full names recovered, %", "exact": "recovered exactly, %"}[
-        measure
-    ]
-    axes[0][0].set_ylabel(label)
-    axes[0][0].legend(fontsize=8, loc="best")
-    figure.tight_layout()
-    return figure
-
-
-# Okabe and Ito's palette, readable for the colour-blind; markers differ too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000")
+        axis.set(xlabel="nDCG@10", title=f"{attacker} attacker", xlim=(0, None), ylim=(-2, 102))
+    labels = {"f1": "token F1, %", "names": "full names recovered, %", "exact": "recovered exactly, %"}
+    axes[0][0].set_ylabel(labels[measure])
+    handles, names = axes[0][0].get_legend_handles_labels()
+    made.legend(handles, names, loc="outside lower center", ncols=4)
+    return made

@@ -56,7 +56,7 @@ class RetrievalScores:
     per_query: np.ndarray  # float [n], the nDCG of each query
 
 
-def retrieval(
+def score_retrieval(
     queries: np.ndarray,
     documents: np.ndarray,
     relevant: Sequence[int],

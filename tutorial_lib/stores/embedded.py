@@ -28,6 +28,9 @@ from .base import (
 from .files import ArrowReader
 
 
+WINDOW = 4_096  # rows asked of LanceDB at once: 6 MB at 384 float32 values
+
+
 class LanceStore(Store):
     """A LanceDB table.  An index (IVF_PQ, ...) lies beside the full vectors, which are what is read here."""
 
@@ -58,12 +61,17 @@ class LanceStore(Store):
             self.stored += f", kept in full beside its {', '.join(indexes)} index"
 
     def _read(self, size: int, offset: int) -> Iterator[Raw]:
-        query = self._table.search().select(self._arrow.columns).offset(offset).limit(self.count - offset)
-        if self._arrow.id == "_rowid":
-            query = query.with_row_id(True)
-        for batch in query.to_batches(batch_size=size) if offset < self.count else ():
-            yield self._arrow.raw(self, batch, offset)
-            offset += batch.num_rows
+        while offset < self.count:
+            # One query a window: a single scan reads ahead by up to 2 GB, whatever the batch size.
+            query = self._table.search().select(self._arrow.columns).offset(offset).limit(max(size, WINDOW))
+            if self._arrow.id == "_rowid":
+                query = query.with_row_id(True)
+            start = offset
+            for batch in query.to_batches(batch_size=size):
+                yield self._arrow.raw(self, batch, offset)
+                offset += batch.num_rows
+            if offset == start:
+                return
 
 
 class ChromaStore(Store):
