@@ -1,7 +1,7 @@
 """Memory of an audit's scan against the size of the store: `python benchmarks/audit_memory.py [rows ...]`.
 
-For each size a synthetic LanceDB table of 384 float32 values a row is written, then scanned in a fresh process
-whose peak resident memory is read from the operating system.  Prints one CSV line per size.
+For each size a synthetic LanceDB table of 384 float32 values a row is written, then scanned in a fresh
+process whose peak resident memory is read from /proc (Linux).  Prints one CSV line per size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tutorial_lib.audit_sample import scan
 from tutorial_lib.stores import open_store
 
 def peak():
-    return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if "VmHWM" in line)
 
 with open_store(sys.argv[1]) as store:
     before, started = peak(), time.monotonic()

@@ -20,7 +20,8 @@ from .retrieval import score_retrieval
 if TYPE_CHECKING:
     from .embedder import Embedder
 
-ATTACKERS = ("naive", "adaptive")
+Attacker = Literal["naive", "adaptive"]
+ATTACKERS: tuple[Attacker, ...] = ("naive", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Point:
 
     family: str  # curve it belongs to
     label: str  # the defence and its strength
-    attacker: Literal["naive", "adaptive"]
+    attacker: Attacker
     bits: float  # per stored vector
     exact: Estimate  # texts recovered word for word, per cent
     f1: Estimate  # token F1, per cent
@@ -56,7 +57,7 @@ def price_defences(
     task: Task,
     embedder: Embedder,
     recover: Callable[[np.ndarray], Sequence[str]],
-    attackers: Sequence[str] = ATTACKERS,
+    attackers: Sequence[Attacker] = ATTACKERS,
 ) -> list[Point]:
     """Attack and search every defence of `families` (name of a curve -> defences of rising strength).
 
@@ -83,7 +84,7 @@ def price_defences(
                         family,
                         defence.label,
                         attacker,
-                        defence.bits,  # type: ignore[arg-type]
+                        defence.bits,
                         exact=proportion([a == b for a, b in zip(truth, ids, strict=True)]),
                         f1=bootstrap([100 * token_f1(a, b) for a, b in zip(truth, ids, strict=True)]),
                         names=names_recovered(names, guesses).full,
@@ -96,7 +97,8 @@ def price_defences(
 def price_figure(points: Sequence[Point], *, measure: Literal["f1", "names", "exact"] = "f1") -> Any:
     """One curve per family: leakage (per cent) against nDCG@10, one panel per attacker.
 
-    Bars are 95 % intervals of the leakage; the grey band is the interval of the undefended store's retrieval.  Down and right is better: little leaks, search still works.
+    Bars are 95 % intervals of the leakage; the grey band is the interval of the undefended store's search.
+    Down and right is better: little leaks, search still works.
     """
     from .figures import INK, MARKERS, PALETTE, figure
 

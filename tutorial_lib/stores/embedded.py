@@ -27,7 +27,6 @@ from .base import (
 )
 from .files import ArrowReader
 
-
 WINDOW = 4_096  # rows asked of LanceDB at once: 6 MB at 384 float32 values
 
 
