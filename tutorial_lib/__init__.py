@@ -30,7 +30,7 @@ _HOME = {
     "Estimate": "metrics",
     "Scores": "metrics",
     "report": "claims",
-    "setup": "build",
+    "setup": "runtime",
     "TutorialError": "errors",
 }
 _MODULES = ("errors", "figures", "information", "metrics", "privacy", "stores")
@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tutorial_lib import errors, figures, information, metrics, privacy, stores
-    from tutorial_lib.build import setup
+    from tutorial_lib.runtime import setup
     from tutorial_lib.claims import report
     from tutorial_lib.corpora import documents, passages, token_stream
     from tutorial_lib.corrector import Corrector, CorrectorConfig
