@@ -31,7 +31,7 @@ from .prose import fill
 _COLAB_CELL = """import sys
 
 if "google.colab" in sys.modules:  # Colab brings torch and numpy: pip adds only what is missing
-    %pip install --quiet "tutorial-lib[stores] @ git+{url}\""""
+    %pip install --quiet "tutorial-lib[chapters] @ git+{url}\""""
 
 # Settings of the kernel that make two runs on one machine give the same bytes.
 _KERNEL = {
