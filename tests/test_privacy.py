@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tutorial_lib.errors import TextError, VectorError
-from tutorial_lib.pii import KINDS, find_pii, mask, name_hits, names_recovered, pii_recovered
 from tutorial_lib.privacy import (
     Alignment,
     Binary,
@@ -19,9 +18,15 @@ from tutorial_lib.privacy import (
     SecretAffine,
     SecretRotation,
     Truncate,
+    find_pii,
+    mask,
+    name_hits,
+    names_recovered,
+    pii_recovered,
+    retrieval_task,
+    score_retrieval,
     unit,
 )
-from tutorial_lib.retrieval import retrieval_task, score_retrieval
 
 D = 32
 RNG = np.random.default_rng(0)
@@ -218,7 +223,7 @@ def test_pii_recovered_counts_items():
     scores = pii_recovered(texts, guesses)
     assert (scores["date"].value, scores["date"].n) == (50.0, 2)
     assert (scores["email"].value, scores["email"].n) == (100.0, 1)
-    assert set(scores) <= set(KINDS)
+    assert set(scores) <= set(ITEMS)
     assert "phone" not in scores
     with pytest.raises(TextError, match="3 originals and 1 guesses"):
         pii_recovered(texts, guesses[:1])
@@ -246,7 +251,7 @@ def test_mask_hides_words_and_digits():
 
 
 def test_price_of_a_defence():
-    from tutorial_lib.price import Task, price_defences, price_figure
+    from tutorial_lib.privacy import Task, price_defences, price_figure
 
     texts = [f"ann lee{i} is here" for i in range(20)]
 

@@ -29,8 +29,8 @@ from .audit_report import AuditReport, summarise
 from .audit_sample import Fit, Scan, fits, scan
 from .errors import StoreError, TutorialError
 from .metrics import token_f1
-from .pii import find_pii, mask, name_hits, pii_hits, words
-from .privacy import unit
+from .privacy.defences import unit
+from .privacy.pii import find_pii, mask, name_hits, pii_hits, words
 from .stores import Store, open_store
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .metrics import Estimate, bootstrap, proportion
-from .pii import KINDS
+from .privacy.pii import KINDS
 
 OWASP = "OWASP LLM08:2025 Vector and Embedding Weaknesses (embedding inversion)"
 WORST = 10  # examples shown

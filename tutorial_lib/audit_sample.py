@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import TutorialError, VectorError
 from .metrics import Estimate, bootstrap
-from .privacy import unit
+from .privacy.defences import unit
 from .stores import Store
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from .errors import VectorError
+from ..errors import VectorError
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .metrics import Estimate, bootstrap, proportion, token_f1
+from ..metrics import Estimate, bootstrap, proportion, token_f1
+from .defences import Alignment, Defence
 from .pii import names_recovered
-from .privacy import Alignment, Defence
 from .retrieval import score_retrieval
 
 if TYPE_CHECKING:
-    from .embedder import Embedder
+    from ..embedder import Embedder
 
 Attacker = Literal["naive", "adaptive"]
 ATTACKERS: tuple[Attacker, ...] = ("naive", "adaptive")
@@ -100,7 +100,7 @@ def price_figure(points: Sequence[Point], *, measure: Literal["f1", "names", "ex
     Bars are 95 % intervals of the leakage; the grey band is the interval of the undefended store's search.
     Down and right is better: little leaks, search still works.
     """
-    from .figures import INK, MARKERS, PALETTE, figure
+    from ..figures import INK, MARKERS, PALETTE, figure
 
     plain = next((p for p in points if p.family == "none"), points[0])
     families = [f for f in dict.fromkeys(p.family for p in points) if f != "none"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .errors import TextError, VectorError
-from .metrics import Estimate, bootstrap
-from .privacy import Defence, unit
+from ..errors import TextError, VectorError
+from ..metrics import Estimate, bootstrap
+from .defences import Defence, unit
 
 
 @dataclass(frozen=True)

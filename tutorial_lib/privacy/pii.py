@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import TextError
-from .metrics import Estimate, proportion
+from ..errors import TextError
+from ..metrics import Estimate, proportion
 
 Kind = Literal["email", "phone", "date", "identifier"]
 KINDS: tuple[Kind, ...] = ("email", "phone", "date", "identifier")
