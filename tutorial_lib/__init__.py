@@ -33,13 +33,13 @@ _HOME = {
     "setup": "runtime",
     "TutorialError": "errors",
 }
-_MODULES = ("errors", "figures", "information", "metrics", "privacy", "stores")
+_MODULES = ("audit", "errors", "figures", "information", "metrics", "privacy", "stores")
 
 __all__ = sorted([*_HOME, *_MODULES])
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tutorial_lib import errors, figures, information, metrics, privacy, stores
+    from tutorial_lib import audit, errors, figures, information, metrics, privacy, stores
     from tutorial_lib.runtime import setup
     from tutorial_lib.claims import report
     from tutorial_lib.corpora import documents, passages, token_stream
