@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Cosine of the re-embedded guess above which it counts as the text itself, where there is no text to compare
 # with: rounding is all that may lie between the two.  None: the storage is too coarse to tell.
-SAME_TEXT = {"float32": 0.9999, "float16": 0.9999, "int8": 0.999, "binary": None, "pq": None}
+SAME_TEXT = {"float32": 0.99999, "float16": 0.99999, "int8": 0.999, "binary": None, "pq": None}
 
 
 class Journal:
@@ -169,7 +169,7 @@ def audit(
         about = {"stored": store.stored, "quantisation": store.quantisation, "has_text": store.has_text}
     # The store is closed: from here on only the sample is used, so a store that vanishes now harms nothing.
     attack = _Attack(
-        embedder, inverter, corrector, invert, steps, beam_width, seed, show, names, store.quantisation
+        embedder, inverter, corrector, invert, steps, beam_width, show, names, store.quantisation
     )
     if not any("fit" in e for e in journal.entries):
         started, before = time.monotonic(), embedder.queries
@@ -237,16 +237,13 @@ class _Attack:
     invert: Callable[..., Any]
     steps: int
     beam_width: int
-    seed: int
     show: bool
     names: Sequence[str]
     quantisation: str
 
     def first_guess(self, vectors: np.ndarray) -> np.ndarray:
         """Cosine of the base model's guess with each unit vector: [m, d] -> [m]."""
-        result = self.invert(
-            vectors, self.embedder, self.inverter, None, steps=0, beam_width=1, seed=self.seed
-        )
+        result = self.invert(vectors, self.embedder, self.inverter, None, steps=0, beam_width=1)
         return np.asarray(result.cosines, dtype=np.float64)
 
     def rows(
@@ -259,7 +256,6 @@ class _Attack:
             self.corrector,
             steps=self.steps,
             beam_width=self.beam_width,
-            seed=self.seed,
         )
         rows = []
         for i, guess in enumerate(result.texts):
