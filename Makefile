@@ -43,7 +43,7 @@ book: setup ## execute the chapters that changed, build the book strictly, open 
 html: setup ## the strict HTML build of the published notebooks, nothing executed
 	@$(PY) -m tutorial_lib.cli book --html-only
 
-smoke: setup ## every chapter in seconds, in a temporary folder: shape and order only
+smoke: setup ## every chapter in seconds, nothing published: shape and order only
 	@$(PY) -m tutorial_lib.cli book --profile smoke $(if $(CHAPTERS),--chapters $(CHAPTERS))
 
 check: setup ## every number of the book against claims.yml; executes nothing

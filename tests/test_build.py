@@ -236,7 +236,7 @@ def test_smoke_runs_elsewhere_and_keeps_its_hands_off_the_published(clone: Path)
     said = run(clone, profile="smoke", chapters=["01"])
     assert said[-1] == "1 chapters ran in the profile 'smoke'; every claim and order holds."
     assert {path: path.read_bytes() for path in (clone / "book").iterdir()} == before
-    assert not (clone / "_build" / "runs" / "smoke").exists()
+    assert run(clone, profile="smoke")[0] == "01_tiny: executing (profile smoke)"  # nothing is remembered
 
 
 @pytest.mark.parametrize(
@@ -307,3 +307,12 @@ def test_records_come_last_so_that_printed_lines_stay_together(built: Path) -> N
         out.text for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "stream"
     ]
     assert "mean = 40.0 (39.0–41.0, n = 4)\nword = vector\n" in texts
+
+
+def test_a_page_that_cites_nobody_is_named_and_hinders_no_other(clone: Path) -> None:
+    edit(clone / "book" / "about.md", "# About", "# About\n\n<!--report nobody-->1<!--/report-->")
+    edit(clone / "README.md", "-->40.0<", "-->?<")
+    assert [path.name for path in verify.bring_up_to_date(Book(clone))] == ["README.md"]
+    problems, _ = verify.check(Book(clone))
+    assert len(problems) == 1
+    assert problems[0].startswith("about.md: {report}`nobody` is in the text, but no chapter reports")

@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -52,16 +51,14 @@ def build_book(
     chosen = _choose(book, chapters)
     publishing = profile == book.published
     runs = book.root / "_build" / "runs" / profile
-    with tempfile.TemporaryDirectory(prefix="tutorial-lib-") as temporary:
-        if profile == SMOKE:  # a smoke run tests what is there now: no memory of earlier ones
-            runs = Path(temporary)
-        executed = {stem: _executed(book, stem, profile, runs, force, echo) for stem in chosen}
+    # a smoke run tests what is there now: no memory of earlier ones
+    executed = {
+        stem: _executed(book, stem, profile, runs, force or profile == SMOKE, echo) for stem in chosen
+    }
     numbers = {stem: reported(notebook) for stem, notebook in executed.items()}
     problems = compare(numbers, book.claims, profile, partial=bool(chapters))
     if problems:
-        raise ClaimError(
-            "\n".join(problems) + ("" if profile == SMOKE else f"\nThe notebooks are under {runs}.")
-        )
+        raise ClaimError("\n".join([*problems, f"The notebooks are under {runs}."]))
     known = union([published_numbers(book), *numbers.values()])
     finished = {
         stem: notebooks.publish(book.source(stem, profile), notebook, known, book.claims.claims)

@@ -65,9 +65,11 @@ def check(book: Book) -> tuple[list[str], list[str]]:
             problems += _check_chapter(book, stem, known)
         for path in book.pages:
             problems += _typed(path.name, path.read_text(encoding="utf-8"), known, book)
+        texts, unwritten = _refreshed(book, known)
+        problems += unwritten
         problems += [
             f"{path.name}: generated text is out of date; run 'tutorial-lib check --fix'."
-            for path, text in _refreshed(book, known).items()
+            for path, text in texts.items()
             if path.read_text(encoding="utf-8") != text
         ]
     except ClaimError as error:
@@ -108,7 +110,7 @@ def _typed(where: str, text: str, numbers: Mapping[str, Reported], book: Book) -
 def bring_up_to_date(book: Book) -> list[Path]:
     """Write everything that follows from sources, outputs and claims without executing; returns what changed.
 
-    Chapters whose code changed are left alone: `check` names them and the next build executes them.
+    Chapters whose code changed and pages that cite a number nobody reports are left alone: `check` names them.
     """
     numbers = published_numbers(book)
     texts: dict[Path, str] = {}
@@ -116,24 +118,28 @@ def bring_up_to_date(book: Book) -> list[Path]:
         if book.notebook(stem).exists():
             with contextlib.suppress(TutorialError):
                 texts[book.notebook(stem)] = republished(book, stem, numbers)
-    texts |= _refreshed(book, numbers)
+    texts |= _refreshed(book, numbers)[0]
     changed = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
     for path in changed:
         write(path, texts[path])
     return changed
 
 
-def _refreshed(book: Book, numbers: Mapping[str, Reported]) -> dict[Path, str]:
+def _refreshed(book: Book, numbers: Mapping[str, Reported]) -> tuple[dict[Path, str], list[str]]:
+    """What the pages should say, and a sentence for each page that cannot be written."""
     blocks = {
         "badges": lambda: _badges(book),
         "chapters": lambda: _chapter_table(book, "book/"),  # as README.md links to them
         "book_chapters": lambda: _chapter_table(book, ""),
         "modules": lambda: _modules(book),
     }
-    pages = {
-        path: refresh(path.read_text(encoding="utf-8"), numbers, book.claims.claims, blocks)
-        for path in book.pages
-    }
+    pages: dict[Path, str] = {}
+    problems: list[str] = []
+    for path in book.pages:
+        try:
+            pages[path] = refresh(path.read_text(encoding="utf-8"), numbers, book.claims.claims, blocks)
+        except ClaimError as error:
+            problems.append(f"{path.name}: {error}")
     # the two files whose formats have no place for a reference to _config.yml
     lines = {
         "pyproject.toml": r'(?m)^(Repository = ").*(")$',
@@ -143,7 +149,7 @@ def _refreshed(book: Book, numbers: Mapping[str, Reported]) -> dict[Path, str]:
         path = book.root / name
         if path.exists():
             pages[path] = re.sub(pattern, rf"\g<1>{book.repository}\g<2>", path.read_text(encoding="utf-8"))
-    return pages
+    return pages, problems
 
 
 def _colab(book: Book, stem: str) -> str:
