@@ -180,18 +180,22 @@ def _verdict(
         )
     whole = exact or same
     if whole is not None and whole.value >= 10:
-        return (
-            f"These vectors are about as private as their text: {whole} % of the sample came back "
-            "word for word."
-        )
+        return f"These vectors are about as private as their text: {_share(whole)} of the sample came back whole."
     if any(hit for hits in pii.values() for hit in hits):
         return (
-            "These vectors leak personal data: some items came back although most texts did not "
-            "come back whole."
+            "These vectors leak personal data: "
+            "some items came back although most texts did not come back whole."
         )
     if f1 is not None and f1.value >= 30:
-        return f"These vectors leak much of their text: token F1 is {f1} %, though few texts came back whole."
+        return (
+            f"These vectors leak much of their text: {_share(f1)} token F1, though few texts came back whole."
+        )
     return "This attack recovered little; a larger model, more steps or another method may recover more."
+
+
+def _share(value: Estimate) -> str:
+    """12.3 % (95 % interval 10.0 to 15.1, n = 200)."""
+    return f"{value.value:.1f} % (95 % interval {value.low:.1f} to {value.high:.1f}, n = {value.n})"
 
 
 def _not_judged(
@@ -256,7 +260,7 @@ max-width:60rem;margin:0 auto;padding:1rem}}
 .verdict{{font-size:1.25rem;border-left:.4rem solid var(--mark);padding-left:1rem}}
 .wide{{overflow-x:auto}}table{{border-collapse:collapse;width:100%}}
 th,td{{text-align:left;font-weight:normal;padding:.35rem .6rem;
-border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}}
+border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}}
 .bar{{position:relative;height:.8rem;min-width:6rem;border:1px solid var(--line)}}
 .bar i{{position:absolute;inset:0 auto 0 0;background:var(--fill)}}
 .bar b{{position:absolute;top:30%;height:40%;background:var(--mark)}}
