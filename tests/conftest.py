@@ -19,6 +19,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# a busy machine is slow, not wrong
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 TEXTS = (
     "the congress of the united states",

@@ -281,3 +281,24 @@ def test_a_number_shown_by_a_role_is_found_when_typed(value: float) -> None:
     items = {"x": Reported("x", value)}
     shown = fill("{report}`x:.1f`", items, {})
     assert [name for _, name in typed_by_hand(f"It is {shown}.", items, {})] == ["x"]
+
+
+def test_report_writes_the_records_that_are_read_back() -> None:
+    interactive = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    interactive.instance()
+    try:
+        with capture_output() as shown:
+            report("bleu", Estimate(31.94, 30.1, 33.6, 200), fmt=".1f")
+            report("alone", Estimate(5.0, math.nan, math.nan, 1))
+    finally:
+        interactive.clear_instance()
+    outputs = [
+        nbformat.v4.new_output("display_data", data=out.data, metadata=out.metadata) for out in shown.outputs
+    ]
+    names = [out.metadata["scrapbook"]["name"] for out in outputs]
+    assert names == ["bleu", "bleu_low", "bleu_high", "bleu_n", "alone", "alone_n"]
+    found = reported(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)]))
+    assert found["bleu"] == Reported("bleu", 31.94, 30.1, 33.6, 200, ".1f")
+    assert found["alone"].text() == "5.0 (n = 1)"

@@ -110,7 +110,7 @@ def _typed(where: str, text: str, numbers: Mapping[str, Reported], book: Book) -
 def bring_up_to_date(book: Book) -> list[Path]:
     """Write everything that follows from sources, outputs and claims without executing; returns what changed.
 
-    Chapters whose code changed and pages that cite a number nobody reports are left alone: `check` names them.
+    Chapters whose code changed and pages that cite what nobody reports are left alone: `check` names them.
     """
     numbers = published_numbers(book)
     texts: dict[Path, str] = {}
