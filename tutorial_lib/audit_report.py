@@ -180,7 +180,7 @@ def _verdict(
         )
     whole = exact or same
     if whole is not None and whole.value >= 10:
-        return f"These vectors are about as private as their text: {_share(whole)} of the sample came back whole."
+        return f"These vectors are about as private as their text: {_share(whole)} of the sample came back."
     if any(hit for hits in pii.values() for hit in hits):
         return (
             "These vectors leak personal data: "
