@@ -7,7 +7,7 @@ where e is the target's embedding and ê the guess's own. Chapter 3 explains why
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ class CorrectorConfig(InversionConfig):
     """Configuration of a :class:`Corrector`; ``blind`` takes channels away for the ablation of chapter 3.
 
     ``"difference"`` zeroes e - ê; ``"feedback"`` zeroes e - ê and ê, so that the guess is seen without its
-    embedding (the paper's ablation).
+    embedding (the paper's ablation). Training takes them away now and then (``TrainConfig.blinded``), so that
+    weights with a channel withheld are not asked for something they never saw.
     """
 
     model_type = "tutorial_lib_corrector"
@@ -59,15 +60,24 @@ class Corrector(VectorToText):
 
         return load(cls, name, *args, **kwargs)
 
-    def encoder_inputs(self, target: Tensor, guess: Tensor, guess_embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """e [n, d], guess [n, t], ê [n, d] -> inputs [n, 4 + 3k + t, width] and their mask [n, 4 + 3k + t]."""
+    #: What each kind of blindness leaves of (e - ê, ê).
+    LEFT: ClassVar[dict[str, tuple[float, float]]] = {
+        "": (1.0, 1.0), "difference": (0.0, 1.0), "feedback": (0.0, 0.0),
+    }  # fmt: skip
+
+    def encoder_inputs(
+        self, target: Tensor, guess: Tensor, guess_embedding: Tensor, left: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """e [n, d], guess [n, t], ê [n, d] -> inputs [n, 4 + 3k + t, width] and their mask [n, 4 + 3k + t].
+
+        ``left`` [n, 2] scales the channels e - ê and ê of each row; by default all follow ``config.blind``.
+        """
         n = len(target)
+        if left is None:
+            left = torch.tensor([self.LEFT[self.config.blind]], device=target.device)
         e, ê = self.whitened(target), self.whitened(guess_embedding)
-        difference = e - ê
-        if self.config.blind:
-            difference = torch.zeros_like(difference)
-        if self.config.blind == "feedback":
-            ê = torch.zeros_like(ê)
+        difference = (e - ê) * left[:, :1]
+        ê = ê * left[:, 1:]
 
         def tokens(transform: nn.Module, vector: Tensor) -> Tensor:
             return transform(vector).view(n, self.config.num_pseudo_tokens, -1)
@@ -86,10 +96,16 @@ class Corrector(VectorToText):
         return inputs, mask
 
     def forward(
-        self, target: Tensor, guess: Tensor, guess_embedding: Tensor, labels: Tensor, sampled: int = 0
+        self,
+        target: Tensor,
+        guess: Tensor,
+        guess_embedding: Tensor,
+        labels: Tensor,
+        sampled: int = 0,
+        left: Tensor | None = None,
     ) -> Tensor:
         """Training loss: e [n, d], guess ids [n, t], ê [n, d], labels [n, t'] -> scalar, nats per token."""
-        inputs, mask = self.encoder_inputs(target, guess, guess_embedding)
+        inputs, mask = self.encoder_inputs(target, guess, guess_embedding, left)
         return self.decode_loss(inputs, mask, labels, sampled)
 
     def propose(

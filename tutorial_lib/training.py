@@ -57,8 +57,8 @@ class TrainConfig:
     max_steps: int | None = None  # optimiser steps, over all segments; None: no limit
     segment_minutes: float | None = None  # stop (resumably) after this long; None: run to the end
     batch_size: int = 256  # sequences per step and process
-    learning_rate: float = 2e-3  # peak of AdamW; the schedule is linear warm-up, then linear decay to zero
-    matrix_learning_rate: float = 2e-3  # peak of Muon for weight matrices, scaled to AdamW's update size
+    learning_rate: float = 4e-3  # peak of AdamW; the schedule is linear warm-up, then linear decay to zero
+    matrix_learning_rate: float = 4e-3  # peak of Muon for weight matrices, scaled to AdamW's update size
     optimizer: Literal["adamw", "muon"] = "muon"
     warmup: float = 0.02  # share of the run
     layers: int = 3  # encoder layers, and as many decoder layers
@@ -69,6 +69,7 @@ class TrainConfig:
     inverter: str | None = None  # corrector only: the inverter whose guesses it learns from, and its warm start
     blind: Blind = ""  # corrector only: channels to take away, for the ablation
     fresh: float = 0.3  # corrector only: share of guesses replaced by a new window each time round
+    blinded: float = 0.15  # corrector only: share of rows with a channel withheld, so that ablations are fair
     corrupted: float = 0.3  # corrector only: of new windows, the share that starts from a corruption of the text
     checkpoint_minutes: float = 3.0  # time between checkpoints
     whiten_on: int = 8192  # windows from which the whitening is estimated
@@ -420,6 +421,7 @@ class _Run:
                 self.guesses.fill(self.rng(3))
             # Copies: the pool is rewritten in place while autograd may still hold the batch.
             inputs = {key: value.clone() for key, value in self.guesses.next().items()}
+            inputs["left"] = self._channels(len(inputs["labels"]))
         share = self.rate()
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, peak in zip(groups, self.peaks, strict=True):
@@ -437,6 +439,16 @@ class _Run:
             self.guesses.advance(self.rng(4))
         self.step += 1
         return float(loss.detach())
+
+    def _channels(self, n: int) -> Tensor:
+        """[n, 2]: which of (e - ê, ê) each row may see; ``config.blind`` decides for all, else a few are blinded."""
+        left = Corrector.LEFT
+        if self.config.blind:
+            rows = [left[self.config.blind]] * n
+        else:
+            draw = self.rng(5).random(n) / (self.config.blinded or 1e-9)  # below 1: blinded
+            rows = [left["difference"] if u < 0.5 else left["feedback"] if u < 1 else left[""] for u in draw]
+        return torch.tensor(rows, device=self.accelerator.device)
 
     def loop(self, checkpoint: Path, progress: bool) -> bool:
         """Run to the end of the budget (True) or of the segment (False)."""
