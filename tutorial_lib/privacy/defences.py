@@ -79,7 +79,7 @@ class Defence:
 
 @dataclass
 class GaussianNoise(Defence):
-    """x + scale * N(0, 1) per value, drawn once when the vector is stored (Morris et al. 2023, section 7)."""
+    """x + scale * N(0, 1) per value, drawn once when the vector is stored (Morris et al. 2023)."""
 
     scale: float  # standard deviation, in the unit of one value; 1/sqrt(d) is a vector's own typical value
     seed: int = 0
