@@ -80,7 +80,7 @@ $(STAMPS)/constraints.txt: constraints.txt $(STAMPS)/venv
 # see that build, and nothing installed later then asks for another one. Where VENV is empty, one that is there stays.
 $(STAMPS)/torch: $(STAMPS)/venv | $(STAMPS)/constraints.txt
 ifeq ($(strip $(VENV)),)
-	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) --constraint constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 else
 	@echo "Setting up $(VENV): a few minutes, once"
 	@$(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
