@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tutorial_lib.audit import Journal, add_parser, audit, run
+from tutorial_lib.audit import add_parser, audit, merge, run
+from tutorial_lib.audit_journal import Journal
 from tutorial_lib.audit_report import OWASP, summarise
 from tutorial_lib.audit_sample import scan
 from tutorial_lib.errors import StoreError, TutorialError, VectorError
@@ -72,6 +73,7 @@ class Lookup:
         return Inversion(texts, cosines, np.full(len(texts), steps + 1))
 
 
+SETTINGS = {"store": "s", "embedder": "toy", "stored": "s", "quantisation": "float32"}
 INVERTER = SimpleNamespace(config=SimpleNamespace(max_tokens=8))
 
 
@@ -151,6 +153,36 @@ def test_a_killed_audit_resumes_without_repeating_work(tmp_path, embedder):
     (out / "journal.jsonl").write_text("{}\nnonsense\n")
     with pytest.raises(TutorialError, match=r"line 2 of .* is damaged"):
         run_audit(url, embedder, out)
+
+
+def test_shards_merge_into_the_report_of_the_whole(tmp_path, embedder):
+    url = save(tmp_path, embedder)
+    whole = run_audit(url, embedder, tmp_path / "whole")
+    shards = [tmp_path / f"shard{i}" for i in (1, 2, 3)]
+    for i, folder in enumerate(shards, 1):
+        assert run_audit(url, embedder, folder, shard=(i, 3)).rows in (13, 14)
+    merged = merge(shards, tmp_path / "merged")
+    assert (merged.rows, merged.exact, merged.f1.value) == (40, whole.exact, whole.f1.value)
+    assert (tmp_path / "merged" / "report.html").exists()
+    with pytest.raises(TutorialError, match="give each shard once"):
+        merge(shards[:2], tmp_path / "merged")
+    with pytest.raises(TutorialError, match="different audits"):
+        merge(
+            [
+                shards[0],
+                tmp_path / "whole",
+                run_audit(url, embedder, tmp_path / "x", steps=2) and tmp_path / "x",
+            ],
+            "y",
+        )
+    with pytest.raises(TutorialError, match="holds no audit"):
+        merge([tmp_path / "nowhere"], tmp_path / "merged")
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(url, embedder, tmp_path / "killed", shard=(1, 3), invert=Lookup(embedder, stop_after=1))
+    with pytest.raises(TutorialError, match="not finished"):
+        merge([tmp_path / "killed", *shards[1:]], tmp_path / "merged")
+    with pytest.raises(TutorialError, match="numbered from 1"):
+        run_audit(url, embedder, tmp_path / "zero", shard=(0, 3))
 
 
 def test_without_texts_cosine_decides(tmp_path, embedder):
@@ -239,15 +271,14 @@ def test_personal_data_outweighs_whole_texts():
         "names": [],
     }
     entries = [
-        {"settings": {"store": "s", "embedder": "toy"}},
+        {"settings": SETTINGS},
         {"scan": {"rows": 1, "skipped": 0, "norm": [1, 1, 1]}},
         {"fit": {"verdict": "yes", "reason": "r", "cosine": 0.9, "random": 0.1}},
         {"rows_done": [row] * 5},
     ]
-    about = {"stored": "s", "quantisation": "float32", "has_text": True}
-    assert summarise(entries, about, 8).verdict.startswith("These vectors leak personal data")
+    assert summarise(entries).verdict.startswith("These vectors leak personal data")
     row |= {"pii": [], "f1": 60.0}
-    report = summarise(entries, about, 0)
+    report = summarise(entries)
     assert report.verdict.startswith("These vectors leak much of their text")
     assert "token F1, %" in report.to_text()
 
@@ -274,6 +305,14 @@ def test_command_line(tmp_path, embedder, monkeypatch, capsys):
     arguments = parser.parse_args(["audit", *common[:-1], str(tmp_path / "json"), "--json"])
     assert run(arguments) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 20
+    arguments = parser.parse_args(
+        ["audit", "--merge", str(tmp_path / "json"), "--out", str(tmp_path / "merged")]
+    )
+    assert run(arguments) == 0
+    for wrong, words in ((["audit"], "no store"), (["audit", *common, "--shard", "two"], "not of the form")):
+        arguments = parser.parse_args(wrong)
+        with pytest.raises(TutorialError, match=words):
+            run(arguments)
     arguments = parser.parse_args(["audit", *common, "--names", str(tmp_path / "gone")])
     with pytest.raises(TutorialError, match="cannot be read"):
         arguments.run(arguments)

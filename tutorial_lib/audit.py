@@ -1,7 +1,7 @@
 """Audit of a vector store: how much of the text behind its vectors can be written back (chapter 4).
 
     audit(url, embedder, inverter, corrector, sample=200, out="audit") -> AuditReport
-    Journal                    what is finished, on the disk
+    merge(folders, out)        one report of several shards
     add_parser(commands)       `tutorial-lib audit URL`
 
 The store is only read; nothing leaves the machine.  Memory holds one batch and the sample, whatever the size
@@ -13,11 +13,11 @@ unless `show=True`; the sample (`out/sample.npz`, its owner's alone) is deleted 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .audit_journal import Journal
 from .audit_report import AuditReport, summarise
 from .audit_sample import Fit, Scan, fits, scan
-from .errors import StoreError, TutorialError
+from .errors import TutorialError
 from .metrics import token_f1
 from .privacy.defences import unit
 from .privacy.pii import find_pii, mask, name_hits, pii_hits, words
@@ -39,83 +40,6 @@ if TYPE_CHECKING:
 # Cosine of the re-embedded guess above which it counts as the text itself, where there is no text to compare
 # with: rounding is all that may lie between the two.  None: the storage is too coarse to tell.
 SAME_TEXT = {"float32": 0.99999, "float16": 0.99999, "int8": 0.999, "binary": None, "pq": None}
-
-
-class Journal:
-    """Append-only log of an audit: one JSON object a line, on the disk before `append` returns."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-        self.path, self.sample = folder / "journal.jsonl", folder / "sample.npz"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.entries = list(self._read())
-        except OSError as error:
-            raise StoreError(
-                f"the audit cannot write to {str(folder)!r} ({error.strerror}): choose another out folder"
-            ) from error
-        if self.entries and not resume:
-            raise TutorialError(
-                f"{str(folder)!r} already holds an audit: pass resume=True (--resume), or choose "
-                "another out folder"
-            )
-        if self.entries and self.entries[0].get("settings") != settings:
-            old = self.entries[0].get("settings", {})
-            changed = ", ".join(sorted(k for k in settings if old.get(k) != settings[k]))
-            raise TutorialError(
-                f"the audit in {str(folder)!r} was started with another {changed}: choose another out folder"
-            )
-        if not self.entries:
-            self.append({"settings": settings})
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        """Finished lines; a last line cut short by a kill is dropped from the file as well."""
-        if not self.path.exists():
-            return
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
-        for number, line in enumerate(whole.decode().splitlines(), 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise TutorialError(
-                    f"line {number} of {str(self.path)!r} is damaged: delete the folder and audit again"
-                ) from error
-
-    def append(self, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(descriptor, line)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise StoreError(
-                f"the audit cannot write {str(self.path)!r} ({error.strerror}): free space, then resume"
-            ) from error
-        self.entries.append(entry)
-
-    def save_sample(self, found: Scan) -> None:
-        """The sample, written beside its place and moved there, so that it is whole or absent."""
-        part = self.sample.with_suffix(".part")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(
-                file,
-                vectors=found.vectors,
-                text=np.frombuffer(json.dumps([found.ids, found.texts]).encode(), dtype=np.uint8),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.sample)
-
-    def load_sample(self, entry: dict[str, Any]) -> Scan:
-        with np.load(self.sample, allow_pickle=False) as data:
-            ids, texts = json.loads(data["text"].tobytes())
-            return Scan(entry["rows"], entry["skipped"], tuple(entry["norm"]), ids, data["vectors"], texts)
 
 
 def audit(
@@ -133,6 +57,7 @@ def audit(
     names: Sequence[str] = (),
     seed: int = 0,
     batch_size: int = 32,
+    shard: tuple[int, int] = (1, 1),
     invert: Callable[..., Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> AuditReport:
@@ -141,58 +66,60 @@ def audit(
     url: see `tutorial_lib.stores`.  sample: rows inverted.  steps, beam_width: as in `search.invert`.
     resume: continue an audit that was stopped; False refuses a folder that holds one.  show: keep the
     recovered texts readable in journal and report.  names: people to look for (an uncased embedder leaves
-    no capitals to find names by).  invert: another inversion function of the same signature.  progress:
-    called with (rows done, rows in all).  Raises StoreError or VectorError for a store that cannot be read,
+    no capitals to find names by).  shard: (i, n) inverts the i-th of n parts of the sample, each in an `out`
+    of its own, for `merge`.  invert: another inversion function of the same signature.  progress: called
+    with (rows done, rows in all).  Raises StoreError or VectorError for a store that cannot be read,
     TutorialError for an `out` folder of another audit.
     """
     if invert is None:
         from .search import invert as search
 
         invert = search
+    part, parts = shard
+    if not 1 <= part <= parts:
+        raise TutorialError(
+            f"shard {part} of {parts} was asked for: shards are numbered from 1 to their count"
+        )
     with open_store(url) as store:
         settings = {
             "store": store.url,
             "rows": store.count,
             "dimension": store.dimension,
+            "stored": store.stored,
+            "quantisation": store.quantisation,
             "embedder": embedder.name,
             "inverter": _name(inverter),
+            "inverter length": int(getattr(inverter.config, "max_tokens", 0)),
             "corrector": _name(corrector),
             "sample": sample,
+            "shard": f"{part} of {parts}",
             "steps": steps,
             "beam width": beam_width,
             "seed": seed,
             "shown": show,
-            "names": len(names),
+            # A digest, so that another list is noticed and no name is written down.
+            "names": hashlib.sha256("\n".join(names).encode()).hexdigest()[:12] if names else "",
         }
         journal = Journal(Path(out), settings, resume=resume)
-        found = _scanned(store, journal, sample, seed)
-        about = {"stored": store.stored, "quantisation": store.quantisation, "has_text": store.has_text}
+        if not journal.find("done"):
+            found = _scanned(store, journal, sample, seed)
     # The store is closed: from here on only the sample is used, so a store that vanishes now harms nothing.
-    attack = _Attack(
-        embedder, inverter, corrector, invert, steps, beam_width, show, names, store.quantisation
-    )
-    if not any("fit" in e for e in journal.entries):
-        started, before = time.monotonic(), embedder.queries
-        fit = fits(found.vectors, embedder, attack.first_guess, seed=seed)
-        journal.append(
-            {"fit": asdict(fit), "queries": embedder.queries - before, "seconds": time.monotonic() - started}
+    if not journal.find("done"):
+        attack = _Attack(
+            embedder,
+            inverter,
+            corrector,
+            invert,
+            steps,
+            beam_width,
+            show,
+            names,
+            str(settings["quantisation"]),
         )
-    fit = Fit(**next(e["fit"] for e in journal.entries if "fit" in e))
-    if fit.verdict != "no":
-        for start in range(
-            sum(len(e.get("rows_done", ())) for e in journal.entries), len(found.ids), batch_size
-        ):
-            stop = min(start + batch_size, len(found.ids))
-            if progress:
-                progress(start, len(found.ids))
-            started = time.monotonic()
-            rows = attack.rows(found.vectors[start:stop], found.ids[start:stop], found.texts[start:stop])
-            journal.append({"rows_done": rows, "seconds": time.monotonic() - started})
-        if progress:
-            progress(len(found.ids), len(found.ids))
-    report = summarise(journal.entries, about, int(getattr(inverter.config, "max_tokens", 0)))
+        _invert(journal, found, attack, range(part - 1, len(found.ids), parts), batch_size, seed, progress)
+    report = summarise(journal.entries)
     report.save(out)
-    if not any("done" in e for e in journal.entries):
+    if not journal.find("done"):
         journal.append({"done": True})
     with suppress(FileNotFoundError):
         journal.sample.unlink()
@@ -201,24 +128,74 @@ def audit(
 
 def _scanned(store: Store, journal: Journal, sample: int, seed: int) -> Scan:
     """The scan of this audit: from the journal if it was finished, else done now."""
-    entry = next((e["scan"] for e in journal.entries if "scan" in e), None)
+    entry = journal.find("scan")
     if entry and journal.sample.exists():
         return journal.load_sample(entry)
-    if entry and any("done" in e for e in journal.entries):
-        ids = [row["id"] for e in journal.entries for row in e.get("rows_done", ())]
-        return Scan(
-            entry["rows"],
-            entry["skipped"],
-            tuple(entry["norm"]),
-            ids,
-            np.zeros((len(ids), store.dimension)),
-            [None] * len(ids),
-        )
     found = scan(store, sample, seed=seed)
     journal.save_sample(found)
     if not entry:
         journal.append({"scan": {"rows": found.rows, "skipped": found.skipped, "norm": list(found.norm)}})
     return found
+
+
+def _invert(
+    journal: Journal,
+    found: Scan,
+    attack: _Attack,
+    mine: range,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Whatever of rows `mine` of the sample the journal does not hold yet."""
+    if journal.find("fit") is None:
+        started, before = time.monotonic(), attack.embedder.queries
+        fit = fits(found.vectors, attack.embedder, attack.first_guess, seed=seed)
+        spent = attack.embedder.queries - before
+        journal.append({"fit": asdict(fit), "queries": spent, "seconds": time.monotonic() - started})
+    if Fit(**journal.find("fit")).verdict == "no":
+        return
+    for start in range(journal.rows_done, len(mine), batch_size):
+        if progress:
+            progress(start, len(mine))
+        started = time.monotonic()
+        rows = mine[start : start + batch_size]
+        judged = attack.rows(
+            found.vectors[rows], [found.ids[i] for i in rows], [found.texts[i] for i in rows]
+        )
+        journal.append({"rows_done": judged, "seconds": time.monotonic() - started})
+    if progress:
+        progress(len(mine), len(mine))
+
+
+def merge(folders: Sequence[str | Path], out: str | Path) -> AuditReport:
+    """One report of the shards of an audit, each finished in a folder of its own; written to `out`.
+
+    Raises TutorialError for a shard that is missing, unfinished, or of another audit.
+    """
+    entries: list[dict[str, Any]] = []
+    for folder in folders:
+        path = Path(folder) / "journal.jsonl"
+        if not path.exists():
+            raise TutorialError(f"{str(folder)!r} holds no audit: give the out folders of all shards")
+        shard = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not any("done" in entry for entry in shard):
+            raise TutorialError(f"the audit in {str(folder)!r} is not finished: resume it first")
+        entries += shard
+    every = [entry["settings"] for entry in entries if "settings" in entry]
+    shards = {settings["shard"] for settings in every}
+    if len({json.dumps({**settings, "shard": ""}) for settings in every}) != 1:
+        raise TutorialError(
+            "the folders hold different audits: merge shards of one store with one set of options"
+        )
+    parts = int(every[0]["shard"].split()[-1])
+    if len(every) != parts or shards != {f"{i} of {parts}" for i in range(1, parts + 1)}:
+        given = ", ".join(sorted(shards))
+        raise TutorialError(f"the audit has {parts} shards and {given} were given: give each shard once")
+    report = summarise([{"settings": {**every[0], "shard": f"all {parts}"}}, *entries[1:]])
+    Path(out).mkdir(parents=True, exist_ok=True)
+    report.save(out)
+    return report
 
 
 def _name(model: Any) -> str:
@@ -301,10 +278,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="examples:\n"
         "  tutorial-lib audit lancedb:data/notes#chunks\n"
         "  tutorial-lib audit postgresql://reader@localhost/app#public.chunks --sample 1000 --out audit-app\n"
-        "  tutorial-lib audit vectors.npy --steps 50 --beam 8 --show",
+        "  tutorial-lib audit vectors.npy --steps 50 --beam 8 --show\n"
+        "  tutorial-lib audit --merge part1 part2 --out audit   # after --shard 1/2 --out part1, ...",
     )
     parser.add_argument(
-        "url", help="lancedb:, chroma:, qdrant:, postgresql:, sqlite:, faiss:, parquet: or npy:"
+        "url", nargs="?", help="lancedb:, chroma:, qdrant:, postgresql:, sqlite:, faiss:, parquet: or npy:"
     )
     parser.add_argument(
         "--embedder", default="all-MiniLM-L6-v2", help="the model thought to have written the vectors"
@@ -320,7 +298,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--show", action="store_true", help="leave the recovered texts readable in the report"
     )
     parser.add_argument("--names", metavar="FILE", help="people to look for, one name a line")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument(
+        "--shard", metavar="I/N", default="1/1", help="invert the I-th of N parts of the sample"
+    )
+    parser.add_argument("--merge", nargs="+", metavar="FOLDER", help="report on finished shards instead")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
 
@@ -331,31 +313,34 @@ def _progress(done: int, rows: int) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run `tutorial-lib audit`; the verdict goes to stdout, progress to stderr."""
+    report = merge(arguments.merge, arguments.out) if arguments.merge else _run(arguments)
+    print(report.to_json() if arguments.json else report.to_text())
+    print(f"report: {Path(arguments.out) / 'report.html'}", file=sys.stderr)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> AuditReport:
     from .corrector import Corrector
     from .embedder import Embedder
     from .inverter import Inverter
 
-    names: list[str] = []
-    if arguments.names:
-        try:
-            names = [
-                line.strip()
-                for line in Path(arguments.names).read_text(encoding="utf-8").splitlines()
-                if line.strip()
-            ]
-        except OSError as error:
-            raise TutorialError(
-                f"the names in {arguments.names!r} cannot be read ({error.strerror}): give a text file"
-            ) from error
+    if not arguments.url:
+        raise TutorialError(
+            "no store was given: name one, such as lancedb:data/notes, or shards with --merge"
+        )
+    try:
+        part, parts = map(int, arguments.shard.split("/"))
+    except ValueError as error:
+        raise TutorialError(
+            f"--shard {arguments.shard} is not of the form 2/4: the second of four"
+        ) from error
+    names = _lines(arguments.names) if arguments.names else []
     open_store(arguments.url).close()  # a wrong address should not wait for the models to load
-    embedder = Embedder.from_pretrained(arguments.embedder)
-    inverter = Inverter.from_pretrained(arguments.inverter or arguments.embedder)
-    corrector = Corrector.from_pretrained(arguments.corrector or arguments.inverter or arguments.embedder)
     report = audit(
         arguments.url,
-        embedder,
-        inverter,
-        corrector,
+        Embedder.from_pretrained(arguments.embedder),
+        Inverter.from_pretrained(arguments.inverter or arguments.embedder),
+        Corrector.from_pretrained(arguments.corrector or arguments.inverter or arguments.embedder),
         sample=arguments.sample,
         steps=arguments.steps,
         beam_width=arguments.beam,
@@ -364,9 +349,19 @@ def run(arguments: argparse.Namespace) -> int:
         show=arguments.show,
         names=names,
         seed=arguments.seed,
+        shard=(part, parts),
         progress=_progress,
     )
     print(file=sys.stderr)
-    print(report.to_json() if arguments.json else report.to_text())
-    print(f"report: {Path(arguments.out) / 'report.html'}", file=sys.stderr)
-    return 0
+    return report
+
+
+def _lines(path: str) -> list[str]:
+    """Lines of a text file that are not empty."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise TutorialError(
+            f"the names in {path!r} cannot be read ({error.strerror}): give a text file"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]

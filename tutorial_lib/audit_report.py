@@ -111,9 +111,10 @@ class AuditReport:
         return [(label, value) for label, value in rates if value is not None]
 
 
-def summarise(entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], max_tokens: int) -> AuditReport:
-    """Journal -> report.  about: stored, quantisation, has_text; max_tokens: the inverter's length."""
+def summarise(entries: Sequence[Mapping[str, Any]]) -> AuditReport:
+    """Entries of one journal, or of several in a row -> report."""
     settings = dict(entries[0]["settings"])
+    max_tokens = int(settings.get("inverter length", 0))
     scan = next(e["scan"] for e in entries if "scan" in e)
     fit = next(e["fit"] for e in entries if "fit" in e)
     rows = [row for e in entries for row in e.get("rows_done", ())]
@@ -130,8 +131,8 @@ def summarise(entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], ma
     guessed["names"] = sum(r["guessed_names"] for r in rows)
     report = AuditReport(
         settings=settings,
-        stored=str(about["stored"]),
-        quantisation=str(about["quantisation"]),
+        stored=str(settings["stored"]),
+        quantisation=str(settings["quantisation"]),
         skipped=scan["skipped"],
         norm=tuple(scan["norm"]),
         fit=fit,
@@ -150,7 +151,7 @@ def summarise(entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], ma
         queries=sum(e.get("queries", 0) for e in entries) + sum(r["queries"] for r in rows),
         seconds=sum(e.get("seconds", 0.0) for e in entries),
         verdict=_verdict(fit, exact, same, f1, pii),
-        not_judged=_not_judged(settings, scan, fit, rows, judged, about, max_tokens),
+        not_judged=_not_judged(settings, scan, fit, rows, judged),
     )
     return report
 
@@ -204,11 +205,10 @@ def _not_judged(
     fit: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     judged: Sequence[Mapping[str, Any]],
-    about: Mapping[str, Any],
-    max_tokens: int,
 ) -> list[str]:
     """What the reader must not conclude from the report."""
     reasons = []
+    max_tokens = int(settings.get("inverter length", 0))
     if fit["verdict"] != "yes":
         reasons.append(f"whether the embedder is {settings['embedder']}: {fit['reason']}")
     if scan["skipped"]:
@@ -229,9 +229,9 @@ def _not_judged(
             "names: give the names to look for (--names FILE); an uncased embedder leaves no capitals "
             "to find them by"
         )
-    if about["quantisation"] != "float32":
+    if settings["quantisation"] != "float32":
         reasons.append(
-            f"an attacker trained on {about['quantisation']} vectors, who would recover more than this one"
+            f"an attacker trained on {settings['quantisation']} vectors, who would recover more than this one"
         )
     return reasons
 

@@ -1,0 +1,100 @@
+"""What an audit has finished, kept so that a kill at any moment loses nothing (chapter 4)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .audit_sample import Scan
+from .errors import StoreError, TutorialError
+
+
+class Journal:
+    """Append-only log of an audit: one JSON object a line, on the disk before `append` returns."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
+        self.path, self.sample = folder / "journal.jsonl", folder / "sample.npz"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.entries = list(self._read())
+        except OSError as error:
+            raise StoreError(
+                f"the audit cannot write to {str(folder)!r} ({error.strerror}): choose another out folder"
+            ) from error
+        if self.entries and not resume:
+            raise TutorialError(
+                f"{str(folder)!r} already holds an audit: pass resume=True (--resume), or choose "
+                "another out folder"
+            )
+        if self.entries and self.entries[0].get("settings") != settings:
+            old = self.entries[0].get("settings", {})
+            changed = ", ".join(sorted(k for k in settings if old.get(k) != settings[k]))
+            raise TutorialError(
+                f"the audit in {str(folder)!r} was started with another {changed}: choose another out folder"
+            )
+        if not self.entries:
+            self.append({"settings": settings})
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """Finished lines; a last line cut short by a kill is dropped from the file as well."""
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+        for number, line in enumerate(whole.decode().splitlines(), 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise TutorialError(
+                    f"line {number} of {str(self.path)!r} is damaged: delete the folder and audit again"
+                ) from error
+
+    def find(self, key: str) -> Any:
+        """The value of the first entry with this key, None if there is none."""
+        return next((entry[key] for entry in self.entries if key in entry), None)
+
+    @property
+    def rows_done(self) -> int:
+        """Rows inverted so far."""
+        return sum(len(entry.get("rows_done", ())) for entry in self.entries)
+
+    def append(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, line)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise StoreError(
+                f"the audit cannot write {str(self.path)!r} ({error.strerror}): free space, then resume"
+            ) from error
+        self.entries.append(entry)
+
+    def save_sample(self, found: Scan) -> None:
+        """The sample, written beside its place and moved there, so that it is whole or absent."""
+        part = self.sample.with_suffix(".part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(
+                file,
+                vectors=found.vectors,
+                text=np.frombuffer(json.dumps([found.ids, found.texts]).encode(), dtype=np.uint8),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, self.sample)
+
+    def load_sample(self, entry: dict[str, Any]) -> Scan:
+        with np.load(self.sample, allow_pickle=False) as data:
+            ids, texts = json.loads(data["text"].tobytes())
+            return Scan(entry["rows"], entry["skipped"], tuple(entry["norm"]), ids, data["vectors"], texts)
