@@ -6,7 +6,11 @@ Names are imported when first used, so that ``import tutorial_lib`` and the comm
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
+
+# Without ipywidgets tqdm's bars fall back to text, which is fine, and says so on every import, which is not.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOME = {
     "Embedder": "embedder",
