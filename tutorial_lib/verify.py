@@ -175,7 +175,7 @@ def _chapter_table(book: Book, folder: str) -> str:
 
 def _modules(book: Book) -> str:
     package = book.root / "tutorial_lib"
-    names = {path.stem for path in package.glob("*.py") if path.stem not in ("__init__", "cli")}
+    names = {path.stem for path in package.glob("*.py") if not path.stem.startswith(("__", "cli"))}
     names |= {path.parent.name for path in package.glob("*/__init__.py")}
     ordered = [name for name in _FLOW if name in names] + sorted(names - set(_FLOW))
     automodule = "```{{eval-rst}}\n.. automodule:: tutorial_lib.{name}\n   :members:\n```\n\n"
