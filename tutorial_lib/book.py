@@ -27,7 +27,9 @@ from .errors import TutorialError
 from .runtime import PROFILES
 
 # Modules that decide how a chapter is built or started but not what it computes.
-_RUNNER = {"book.py", "build.py", "cli.py", "notebooks.py", "prose.py", "verify.py"}
+_RUNNER = {
+    "book.py", "build.py", "cli.py", "cli_common.py", "cli_train.py", "notebooks.py", "prose.py", "verify.py",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

