@@ -1,6 +1,6 @@
 """Training speed of the small backbone, variant by variant: `python benchmarks/backbone.py [--threads 2]`.
 
-On short sequences the fused attention kernel and the compiler are slower than plain attention, and the softmax
+On short sequences the fused attention kernel and the compiler are slower than plain attention; the softmax
 over the whole vocabulary costs more than the network. Prints one CSV line per variant: sequences per second,
 forward, backward and optimiser step, on random inputs.
 """
