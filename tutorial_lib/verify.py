@@ -1,14 +1,16 @@
 """Everything about the book that can be verified, or written, without executing a chapter.
 
     check               problems and notes: `tutorial-lib check`
-    bring_up_to_date    numbers, tables and addresses in chapters, README.md and pages that are not executed
+    bring_up_to_date    numbers, tables, addresses and figures in chapters, README.md and other plain pages
 
 Neither needs jupyter-book or a kernel; CI runs the first after every change.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,8 @@ from .claims import Reported, compare, reported, union
 from .errors import ClaimError, TutorialError
 from .prose import refresh, typed_by_hand
 
+# A chapter's figure on a page that is not executed, by the name of its cell: ![...](_static/fig-queries.png)
+_FIGURE = re.compile(r"\((?:book/)?_static/(fig-[a-z0-9-]+)\.png")
 _RAW = re.compile(r"^(?::{3,}|`{3,}\{).*|\{[a-z][a-z:_-]*\}`[^`]*`", re.M)
 # api.md lists the modules in the order in which a text flows through them, then the rest by name.
 _FLOW = (
@@ -72,6 +76,11 @@ def check(book: Book) -> tuple[list[str], list[str]]:
             for path, text in texts.items()
             if path.read_text(encoding="utf-8") != text
         ]
+        problems += [
+            f"{path.name}: not the figure of the published chapter; run 'tutorial-lib check --fix'."
+            for path, image in _figures(book).items()
+            if not path.exists() or path.read_bytes() != image
+        ]
     except ClaimError as error:
         problems.append(str(error))
     return problems, notes
@@ -122,7 +131,28 @@ def bring_up_to_date(book: Book) -> list[Path]:
     changed = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
     for path in changed:
         write(path, texts[path])
+    for path, image in _figures(book).items():
+        if not path.exists() or path.read_bytes() != image:
+            path.parent.mkdir(exist_ok=True)
+            path.with_suffix(".part").write_bytes(image)
+            os.replace(path.with_suffix(".part"), path)
+            changed.append(path)
     return changed
+
+
+def _figures(book: Book) -> dict[Path, bytes]:
+    """The chapters' figures that README.md and plain pages show: file -> PNG, out of published notebooks."""
+    wanted = {name for page in book.pages for name in _FIGURE.findall(page.read_text(encoding="utf-8"))}
+    found: dict[Path, bytes] = {}
+    for stem in book.sources if wanted else ():
+        with contextlib.suppress(TutorialError):  # a notebook that is missing or broken is named elsewhere
+            for cell in notebooks.read(book.notebook(stem)).cells:
+                name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+                for output in cell.get("outputs", []) if name in wanted else ():
+                    if "image/png" in output.get("data", {}):
+                        file = book.folder / "_static" / f"{name}.png"
+                        found[file] = base64.b64decode(output["data"]["image/png"])
+    return found
 
 
 def _refreshed(book: Book, numbers: Mapping[str, Reported]) -> tuple[dict[Path, str], list[str]]:
