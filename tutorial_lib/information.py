@@ -246,6 +246,10 @@ class EditDistances:
     distances: dict[str, np.ndarray]  # edit -> [texts it could be made in], 1 - cosine
     examples: dict[str, tuple[str, str]]  # edit -> (a text, that text edited)
 
+    def median(self, edit: str) -> float:
+        """Half of the texts are moved further than this by the edit, half less far."""
+        return float(np.median(self.distances[edit]))
+
 
 def edit_distances(texts: Sequence[str], embedder: Embedder, *, seed: int = 0) -> EditDistances:
     """How far each minimal edit moves the vector of each text; replacements come from the other texts.
