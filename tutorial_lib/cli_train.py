@@ -47,6 +47,8 @@ _RUN: tuple[_Option, ...] = (
     ("--sampled", at_least(0), "classes drawn for the sampled softmax; 0: all (default 2048)"),
 )
 _GUESSES: tuple[_Option, ...] = (
+    ("--reuse", at_least(1), "steps each guess takes part in before it is rewritten (default 2)"),
+    ("--blinded", share, "share of rows with a channel withheld, for fair ablations (default 0.15)"),
     ("--fresh", share, "share of guesses replaced by a new window each time round (default 0.3)"),
     ("--corrupted", share, "of new windows, the share that starts from a worse text (default 0.3)"),
 )
@@ -112,7 +114,7 @@ def _train(arguments: argparse.Namespace) -> int:
     done = output / "training.json"
     result: dict[str, Any] = {"output": str(output), "finished": done.is_file()}
     if done.is_file():
-        summary = json.loads(done.read_text(encoding="utf-8"))
+        summary = json.loads(done.read_text(encoding="utf-8"))["result"]
         result |= {key: summary[key] for key in ("steps", "seconds", "sequences", "loss")}
     if arguments.json:
         print_json(result)
@@ -135,16 +137,13 @@ def training_config(arguments: argparse.Namespace) -> TrainConfig:
     embedder = given.get("embedder", TrainConfig.embedder)
     folder = Path("runs") / canonical_name(embedder).replace("/", "--") / arguments.kind
     given.setdefault("output", str(folder))
-    only = sorted({"inverter", "blind", "fresh", "corrupted"} & set(given))
+    only = sorted({"inverter", "blind", "blinded", "reuse", "fresh", "corrupted"} & set(given))
     if arguments.kind == "inverter" and only:
         raise TutorialError(f"--{only[0]} belongs to the corrector; leave it out when training an inverter.")
     if arguments.kind == "corrector":
         given = _beside_its_inverter(given, embedder)
     config = TrainConfig(**given)
-    if config.min_tokens > config.max_tokens:
-        raise TutorialError(
-            f"--min-tokens {config.min_tokens} is more than --max-tokens {config.max_tokens}; lower it."
-        )
+    config.check()
     return config
 
 
@@ -172,12 +171,10 @@ def _beside_its_inverter(given: dict[str, Any], embedder: str) -> dict[str, Any]
 def estimate(config: TrainConfig, price: float | None = None) -> dict[str, Any]:
     """Time a few steps of a run in a temporary folder and extrapolate; nothing of the run itself is touched.
 
-    ``price`` is per hour of this machine, in any currency. Raises TutorialError for a run without an end.
+    ``config`` has an end (:meth:`TrainConfig.check`); ``price`` is per hour of this machine, in any currency.
     """
     from .training import train
 
-    if config.max_minutes is None and config.max_steps is None:
-        raise TutorialError("Training needs an end: give --max-minutes or --max-steps.")
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         short = replace(config, output=folder, max_steps=_MEASURED, max_minutes=None, segment_minutes=None)

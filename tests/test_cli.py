@@ -1,0 +1,513 @@
+"""The command line as its users meet it: what it prints where, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tutorial_lib import cli, cli_common, cli_train
+from tutorial_lib.errors import TutorialError
+
+COMMANDS = ("invert", "evaluate", "train", "audit", "book", "check")
+Said = tuple[int, str, str]
+
+
+@pytest.fixture
+def say(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, embedder: Any, make_tiny: Any
+) -> Callable[..., Said]:
+    """Runs the command line in this process on the tiny models: (status, stdout, stderr)."""
+    from tutorial_lib import Corrector, Embedder, Inverter
+
+    loaded: list[str] = []
+
+    def load(cls: Any, seed: int) -> Any:
+        def from_pretrained(name: str, **_: Any) -> Any:
+            loaded.append(f"{cls.kind} {name}")
+            return make_tiny(cls, seed)
+
+        return from_pretrained
+
+    monkeypatch.setattr(Inverter, "from_pretrained", load(Inverter, 0))
+    monkeypatch.setattr(Corrector, "from_pretrained", load(Corrector, 1))
+    monkeypatch.setattr(Embedder, "from_pretrained", lambda *_, **__: embedder)
+
+    def run(*words: str) -> Said:
+        loaded.clear()
+        try:
+            status = cli.main(words)
+        except SystemExit as exit:  # argparse leaves this way
+            status = int(exit.code or 0)
+        return (status, *capsys.readouterr())
+
+    run.loaded = loaded  # type: ignore[attr-defined]
+    return run
+
+
+QUICK = ("--steps", "1", "--beam", "2")
+
+
+# ---- help ----------------------------------------------------------------------------------------------
+
+
+def test_help_is_instant_and_loads_no_networks() -> None:
+    code = "import sys; sys.argv = ['tutorial-lib', '--help']\nfrom tutorial_lib.cli import main\n"
+    code += "try: main()\nexcept SystemExit: print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    began = time.process_time_ns(), os.times().children_user
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+    assert os.times().children_user - began[1] < 0.5  # seconds of this machine's time, however busy it is
+    for command in COMMANDS:
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(say: Callable[..., Said], command: str) -> None:
+    status, out, err = say(command, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"usage: tutorial-lib {command}")
+    if command in ("invert", "evaluate", "train", "audit"):
+        assert f"examples:\n  tutorial-lib {command}" in out
+
+
+def test_version(say: Callable[..., Said]) -> None:
+    assert re.fullmatch(r"tutorial-lib \d+\.\d+\.\d+\n", say("--version")[1])
+
+
+@pytest.mark.parametrize("module", [cli, cli_train])
+def test_the_examples_in_the_help_parse(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shlex
+
+    ran: list[str] = []
+
+    def note(arguments: argparse.Namespace) -> int:
+        ran.append(arguments.command)
+        return 0
+
+    for name in ("_invert", "_evaluate", "_book", "_check"):
+        monkeypatch.setattr(cli, name, note)
+    monkeypatch.setattr(cli_train, "_train", note)
+    monkeypatch.setattr("tutorial_lib.audit.run", note)
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    lines = re.findall(r"""^ +["'](tutorial-lib .*)["'],$""", source, re.M)
+    assert len(lines) >= 5
+    for line in lines:
+        words = shlex.split(line.split(">")[0].split("<")[0], comments=True)
+        assert cli.main(words[1:]) == 0
+    assert ran
+
+
+# ---- invert --------------------------------------------------------------------------------------------
+
+
+def test_invert_tells_rounds_on_stderr_and_the_text_on_stdout(
+    say: Callable[..., Said], test_texts: list[str]
+) -> None:
+    status, out, err = say("invert", test_texts[0].upper(), *QUICK)
+    assert status == 0
+    assert re.fullmatch(
+        rf"target     {test_texts[0]}\nrecovered  .+\n"
+        r" {11}not exact, cosine 0\.\d{4}, \d queries, 1 rounds\n",
+        out,
+    )
+    assert re.match(r"round   0  0\.\d{4}      2 queries  \w", err)
+    status, out, err = say("invert", *test_texts[:2], *QUICK)
+    assert "round   0  2  " in err
+    assert out.count("target") == 2
+
+
+def test_many_texts_get_one_line_a_round(say: Callable[..., Said], test_texts: list[str]) -> None:
+    _, _, err = say("invert", *test_texts[:5], *QUICK)
+    assert re.fullmatch(r"(round   [01]  mean cosine 0\.\d{4}  \d+ queries\n){2}", err)
+
+
+def test_invert_as_json(say: Callable[..., Said], test_texts: list[str]) -> None:
+    status, out, err = say("invert", test_texts[1], "--json", "--quiet", *QUICK)
+    assert (status, err) == (0, "")
+    told = json.loads(out)
+    (row,) = told["texts"]
+    assert row["target"] == test_texts[1]
+    assert row["exact"] is False
+    assert row["trace"][-1] == {
+        "step": 1,
+        "text": row["text"],
+        "cosine": row["trace"][-1]["cosine"],
+        "queries": row["queries"],
+    }
+    assert told["beam"] == 2
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet"])
+def test_vectors_from_a_file_give_what_their_texts_give(
+    say: Callable[..., Said], embedder: Any, test_texts: list[str], tmp_path: Path, suffix: str
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / f"vectors.{suffix}"
+    vectors = embedder.encode(test_texts[:2])
+    if suffix == "npy":
+        np.save(path, vectors)
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"vector": vectors.tolist()}), path)
+    status, out, _ = say("invert", "--vectors", str(path), *QUICK)
+    assert status == 0
+    assert "target" not in out
+    direct = json.loads(say("invert", *test_texts[:2], "--json", *QUICK)[1])
+    assert out.splitlines()[::2] == [row["text"] for row in direct["texts"]]
+
+
+def test_texts_from_stdin(say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("peace\n\nthe law\n"))
+    status, out, _ = say("invert", "-", *QUICK)
+    assert status == 0
+    assert re.findall(r"target +(.*)", out) == ["peace", "the law"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
+    assert (
+        say("invert", "-", *QUICK)[2] == "tutorial-lib invert: stdin is not UTF-8 text; convert it first.\n"
+    )
+
+
+def test_what_cannot_come_back_is_said_first(say: Callable[..., Said]) -> None:
+    _, _, err = say("invert", "peace \N{GRINNING FACE}", "peace " * 11, "--steps", "0", "--quiet")
+    assert "has characters unknown to all-MiniLM-L6-v2; they are lost" in err
+    assert "has 11 word pieces and the weights were trained for 10; expect fragments" in err
+
+
+def test_a_control_character_inside_a_text_does_no_harm(say: Callable[..., Said]) -> None:
+    status, out, _ = say("invert", "the\x07 law\t of\nthe \x1b[31mworld", "--steps", "0", "--json")
+    assert status == 0
+    assert json.loads(out)["texts"][0]["target"].startswith("the law of the [ 31mworld"[:10])
+
+
+def test_no_steps_need_no_corrector(say: Callable[..., Said]) -> None:
+    assert say("invert", "peace", "--steps", "0", "--beam", "1")[0] == 0
+    assert say.loaded == ["inverter all-MiniLM-L6-v2"]  # type: ignore[attr-defined]
+    say("invert", "peace", "--inverter", "here", *QUICK)
+    assert say.loaded == ["inverter here", "corrector here"]  # type: ignore[attr-defined]
+
+
+def long(text: str) -> str:
+    return text * 300
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "give either texts or --vectors FILE"),
+        (["peace", "--vectors", "x.npy"], "give either texts or --vectors FILE"),
+        ([""], "has no word pieces"),
+        (["  "], "has no word pieces"),
+        (["\x01\x02"], "has no word pieces"),
+        (["\udcff"], r"is not UTF-8"),
+        ([long("peace ")], "has 300 word pieces and all-MiniLM-L6-v2 reads 254; split it"),
+        (["--vectors", "gone.npy"], "gone.npy"),
+        (["--vectors", "text.npy"], "is not a readable .npy file"),
+        (["--vectors", "text.parquet"], "is not a readable Parquet file"),
+        (["--vectors", "text.docx"], "text.docx"),
+        (["--vectors", "none.npy"], "holds no vectors"),
+        (["--vectors", "flat.npy"], r"shape \(384,\)"),
+        (["--vectors", "narrow.npy"], r"takes shape \[n, 384\]"),
+        (["--vectors", "nan.npy"], "NaN"),
+        (["--vectors", "inf.npy"], "infinity"),
+        (["--vectors", "zero.npy"], "all zeros"),
+        (["peace", "--steps", "-1"], "'-1' is not a whole number of at least 0"),
+        (["peace", "--steps", "many"], "'many' is not a whole number"),
+        (["peace", "--beam", "0"], "'0' is not a whole number of at least 1"),
+        (["peace", "--max-queries", "3"], "does not pay for the first 4 guesses"),
+        (["peace", "--colour"], "unrecognized arguments: --colour"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("text.npy", "text.parquet", "text.docx"):
+        Path(name).write_text("not vectors")
+    good = np.random.default_rng(0).standard_normal((3, 384)).astype(np.float32)
+    np.save("flat.npy", good[0])
+    np.save("none.npy", good[:0])
+    np.save("narrow.npy", good[:, :3])
+    for name, value in (("nan", np.nan), ("inf", np.inf)):
+        np.save(f"{name}.npy", np.where(np.arange(384) == 5, np.float32(value), good))
+    np.save("zero.npy", good * np.float32([[1], [0], [1]]))
+    status, out, err = say("invert", *words)
+    assert (status, out) == (2, "")
+    assert re.search(sentence, err)
+    assert err.startswith("tutorial-lib")
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if not line.startswith("note:")]) == 1
+
+
+def test_a_long_text_is_cut_on_request(say: Callable[..., Said]) -> None:
+    assert say("invert", long("peace "), "--truncate", "--steps", "0")[0] == 0
+
+
+def test_models_that_do_not_exist(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for option in ("--embedder", "--inverter"):
+        assert cli.main(["invert", "peace", option, str(tmp_path / "none")]) == 2
+        err = capsys.readouterr().err
+        assert re.fullmatch(r"tutorial-lib invert: [^\n]+\n", err)
+        assert "none" in err
+
+
+# ---- evaluate ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, test_texts: list[str]) -> str:
+    """A folder of small documents; those named t*.txt fall where their names put them, some in each split."""
+    for index in range(60):
+        lines = [f"{text} {word}" for text in test_texts for word in ("today", "again", f"{index}")]
+        (tmp_path / f"document{index}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return f"files:{tmp_path}"
+
+
+def test_evaluate_gives_scores_with_n_intervals_and_queries(say: Callable[..., Said]) -> None:
+    status, out, err = say("evaluate", "--corpus", "records", "--n", "4", *QUICK)
+    assert (status, err) == (0, "")
+    head, bag, first, last, about = out.splitlines()
+    assert head.split() == ["method", "BLEU", "token", "F1", "%", "exact", "%", "cosine", "queries"]
+    assert bag.startswith("bag of words")
+    assert re.match(r"0 steps .*\(.*–.*, n = 4\).* 2 \(2–2, n = 4\)", first)
+    assert last.startswith("1 steps")
+    assert about == "records, test split, 10 word pieces, beam 2, all-MiniLM-L6-v2"
+
+
+def test_evaluate_as_json_with_one_text_has_no_nan(say: Callable[..., Said], corpus: str) -> None:
+    words = ["evaluate", "--corpus", corpus, "--n", "1", "--max-tokens", "8", "--at", "0", "--json", *QUICK]
+    status, out, _ = say(*words)
+    assert status == 0
+    told = json.loads(out, parse_constant=pytest.fail)
+    assert told["max_tokens"] == 8
+    assert [row["method"] for row in told["scores"]] == ["bag of words", "0 steps"]
+    assert told["scores"][1]["n"] == 1
+    assert told["scores"][1]["bleu_low"] is None
+    assert told["scores"][1]["queries"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--at", "0", "9", "--steps", "3"], "--at 9 lies beyond the last round; raise --steps 3"),
+        (["--corpus", "novels"], "Unknown corpus 'novels'; use sotu"),
+        (["--corpus", "files:nowhere/"], "holds no text"),
+        (["--corpus", "records", "--max-tokens", "2"], "needs at least 6 word pieces"),
+        (["--split", "dev"], "invalid choice: 'dev'"),
+        (["--n", "0"], "'0' is not a whole number of at least 1"),
+    ],
+)
+def test_evaluate_refuses_in_one_sentence(say: Callable[..., Said], words: list[str], sentence: str) -> None:
+    status, out, err = say("evaluate", *words)
+    assert (status, out) == (2, "")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_a_corpus_of_one_document_is_refused(say: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "only.txt").write_text("one short document\n")
+    status, _, err = say("evaluate", "--corpus", f"files:{tmp_path}")
+    assert status == 2
+    assert re.fullmatch(
+        r"tutorial-lib evaluate: .*1 document\(s\) fall in other splits; .*\n|.*has 0 of.*\n", err
+    )
+
+
+# ---- train ---------------------------------------------------------------------------------------------
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command")
+    cli_train.add_train(commands)
+    return parser.parse_args(["train", *words])
+
+
+def test_every_setting_of_a_run_has_its_option() -> None:
+    from tutorial_lib import TrainConfig
+
+    samples = {"share": "0.5", "positive": "1.5", "int": "7", "parse": "9"}
+    parser = argparse.ArgumentParser()
+    cli_train.add_train(parser.add_subparsers())
+    choices = next(action.choices for action in parser._actions if action.choices)["train"]
+    actions = {action.dest: action for action in choices._actions}
+    for field in fields(TrainConfig):
+        assert field.name in actions, f"TrainConfig.{field.name} has no option"
+        action = actions[field.name]
+        if action.type is None or field.name == "kind":
+            continue
+        given = samples[action.type.__name__]
+        value = getattr(parsed("corrector", action.option_strings[0], given), field.name)
+        assert value == action.type(given)
+        if told := re.search(r"\(default ([0-9.]+)", action.help or ""):
+            assert float(told[1]) == field.default, f"the help of {field.name} tells another default"
+
+
+def test_what_is_not_given_keeps_its_default() -> None:
+    from tutorial_lib import TrainConfig
+
+    config = cli_train.training_config(parsed("inverter", "--max-steps", "3", "--corpus", "sotu", "files:x"))
+    expected = TrainConfig(
+        "inverter", str(Path("runs/all-MiniLM-L6-v2/inverter")), max_steps=3, corpus=("sotu", "files:x")
+    )
+    assert config == expected
+    other = cli_train.training_config(parsed("inverter", "--max-steps", "3", "--embedder", "owner/name"))
+    assert other.output == str(Path("runs/owner--name/inverter"))
+
+
+def test_a_corrector_finds_the_inverter_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("corrector", "--max-steps", "3", "--output", "run/corrector")
+    assert cli_train.training_config(parsed(*words)).inverter == "all-MiniLM-L6-v2"
+    beside = tmp_path / "run" / "inverter"
+    beside.mkdir(parents=True)
+    (beside / "config.json").write_text('{"max_tokens": 14}')
+    config = cli_train.training_config(parsed(*words))
+    assert config.inverter == str(Path("run/inverter"))
+    assert config.max_tokens == 14
+    with pytest.raises(TutorialError, match="was trained for 14 word pieces; leave --max-tokens out"):
+        cli_train.training_config(parsed(*words, "--max-tokens", "8"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["inverter"], "give --max-minutes or --max-steps"),
+        (
+            ["inverter", "--max-steps", "1", "--min-tokens", "9", "--max-tokens", "8"],
+            "shortest window cannot be longer",
+        ),
+        (["inverter", "--max-steps", "1", "--fresh", "0.1"], "--fresh belongs to the corrector"),
+        (
+            ["corrector", "--max-steps", "1", "--width", "8"],
+            "has the shape of its inverter; leave --width out",
+        ),
+        (["corrector", "--max-steps", "1", "--records", "1.5"], "'1.5' is not a share between 0 and 1"),
+        (["inverter", "--max-minutes", "0"], "'0' is not a number above zero"),
+        (["inverter", "--max-minutes", "nan"], "'nan' is not a number above zero"),
+        (["decoder"], "invalid choice: 'decoder'"),
+    ],
+)
+def test_train_refuses_in_one_sentence(say: Callable[..., Said], words: list[str], sentence: str) -> None:
+    status, out, err = say("train", *words)
+    assert (status, out) == (2, "")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_train_hands_over_and_reports(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[Any, bool]] = []
+
+    def train(config: Any, resume: bool = False, progress: bool = True) -> Path:
+        calls.append((config, resume))
+        return Path(config.output)
+
+    monkeypatch.setattr("tutorial_lib.training.train", train)
+    words = ("train", "inverter", "--output", str(tmp_path), "--max-steps", "5", "--resume")
+    assert "go on with --resume" in say(*words)[1]
+    result = {"steps": 5, "seconds": 2.0, "sequences": 1280, "loss": 3.25}
+    (tmp_path / "training.json").write_text(json.dumps({"result": result}))
+    assert say(*words)[1] == f"{tmp_path}: 5 steps, 1280 sequences, loss 3.250\n"
+    assert json.loads(say(*words, "--json")[1]) == {"output": str(tmp_path), "finished": True, **result}
+    config, resume = calls[-1]
+    assert (config.max_steps, resume) == (5, True)
+
+
+@pytest.mark.parametrize(("limit", "steps"), [("--max-minutes", 120), ("--max-steps", 500)])
+def test_an_estimate_extrapolates_from_a_few_steps(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, steps: int
+) -> None:
+    def train(config: Any, resume: bool = False, progress: bool = True) -> Path:
+        assert config.max_steps == 20
+        assert config.max_minutes is None
+        folder = Path(config.output)
+        assert folder != tmp_path
+        (folder / "loss.csv").write_text("step,seconds\n10,7.0\n20,12.0\n")  # half a second a step
+        for name in ("checkpoint.pt", "model.safetensors"):
+            (folder / name).write_bytes(b"0" * 500_000)
+        return folder
+
+    monkeypatch.setattr("tutorial_lib.training.train", train)
+    value = "1" if limit == "--max-minutes" else "500"
+    words = ("train", "inverter", "--estimate", "--price", "3.6", "--output", str(tmp_path), limit, value)
+    told = json.loads(say(*words, "--json")[1])
+    assert told["seconds_per_step"] == pytest.approx(0.5)
+    assert told["steps"] == steps
+    assert told["sequences"] == steps * 256
+    assert told["disk_bytes"] == 1_500_000
+    assert told["hours"] == pytest.approx(steps * 0.5 / 3600, abs=1e-3)
+    assert told["cost"] == pytest.approx(3.6 * told["hours"])
+    out = say(*words)[1]
+    assert "512 sequences/s" in out
+    assert not list(tmp_path.iterdir())
+
+
+# ---- how it ends ---------------------------------------------------------------------------------------
+
+
+def test_audit_book_and_check_are_at_home_here(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no_such.parquet" in say("audit", "no_such.parquet")[2]
+    for command in ("book", "check"):
+        status, out, err = say(command)
+        assert (status, out) == (2, "")
+        assert "not inside a clone of the book" in err
+
+
+def test_interrupted(say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_invert", interrupt)
+    assert say("invert", "peace") == (130, "", "\ntutorial-lib invert: interrupted.\n")
+    monkeypatch.setattr(cli_train, "_train", interrupt)
+    status, _, err = say("train", "inverter")
+    assert status == 130
+    assert "go on with --resume" in err
+
+
+def test_a_full_disk_is_one_sentence(say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device", "runs")
+
+    monkeypatch.setattr(cli, "_invert", full)
+    assert say("invert", "peace") == (2, "", "tutorial-lib invert: No space left on device (runs).\n")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = (
+        "import sys\nfrom tutorial_lib import cli\n"
+        "cli._check = lambda _: print('x' * 1_000_000) or 0\n"
+        "sys.exit(cli.main(['check']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as done:
+        assert done.stdout is not None
+        assert done.stderr is not None
+        done.stdout.read(10)
+        done.stdout.close()
+        assert done.stderr.read() == b""
+    assert done.returncode == 141
+
+
+def test_json_has_no_numbers_that_json_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_common.print_json({"a": [float("nan"), 1.5, (float("inf"), "é")]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [None, 1.5, [None, "é"]]}
