@@ -169,7 +169,7 @@ def _about(
 
 def _table(said: dict[str, Any]) -> str:
     lines = [
-        f"{said['hardware']}, {said['dtype']}; {said['n']} texts, {said['steps']} steps x beam {said['beam']}",
+        f"{said['hardware']}, {said['dtype']}; n = {said['n']}, {said['steps']} steps x beam {said['beam']}",
         f"{'':<8}{'texts/s':>9}{'queries/text':>14}{'exact %':>9}{'cosine':>9}",
     ]
     for name in ("ours", "plain"):
@@ -180,7 +180,7 @@ def _table(said: dict[str, Any]) -> str:
             )
     if "plain" in said:
         lines.append(
-            f"{said['times_faster']:.1f} times as many texts a second, {said['times_fewer_queries']:.1f} times "
+            f"{said['times_faster']:.1f} times the texts a second, {said['times_fewer_queries']:.1f} times "
             f"fewer queries; nearer by the plain loop: {said['texts_where_plain_is_nearer']} of {said['n']}"
         )
     lines.append(

@@ -5,8 +5,8 @@
 
 Runs the real loop (`tutorial_lib.train`) with timers around it. Model FLOPs are counted on paper from the
 shapes: two per multiply-add in every matrix product of the trained network, three times the forward pass;
-embedding the windows, writing guesses and the optimiser are overhead and not counted. The attainable throughput
-is measured in the same run: the same matrix products alone, in the same number format.
+embedding the windows, writing guesses and the optimiser are overhead and not counted. The attainable
+throughput is measured in the same run: the same matrix products alone, in the same number format.
 """
 
 from __future__ import annotations
