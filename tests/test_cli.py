@@ -218,7 +218,7 @@ def long(text: str) -> str:
         (["--vectors", "text.npy"], "is not a readable .npy file"),
         (["--vectors", "text.parquet"], "is not a readable Parquet file"),
         (["--vectors", "text.docx"], "text.docx"),
-        (["--vectors", "none.npy"], "holds no vectors"),
+        (["--vectors", "none.npy"], "is empty: there is no vector to read"),
         (["--vectors", "flat.npy"], r"shape \(384,\)"),
         (["--vectors", "narrow.npy"], r"takes shape \[n, 384\]"),
         (["--vectors", "nan.npy"], "NaN"),
@@ -269,10 +269,11 @@ def test_models_that_do_not_exist(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 @pytest.fixture
 def corpus(tmp_path: Path, test_texts: list[str]) -> str:
-    """A folder of small documents; those named t*.txt fall where their names put them, some in each split."""
-    for index in range(60):
-        lines = [f"{text} {word}" for text in test_texts for word in ("today", "again", f"{index}")]
-        (tmp_path / f"document{index}.txt").write_text("\n".join(lines), encoding="utf-8")
+    """A folder of documents of random word order, enough of them that each split has some."""
+    words = sorted({word for text in test_texts for word in text.split()})
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        (tmp_path / f"document{index}.txt").write_text(" ".join(rng.choice(words, 40)), encoding="utf-8")
     return f"files:{tmp_path}"
 
 
@@ -289,8 +290,8 @@ def test_evaluate_gives_scores_with_n_intervals_and_queries(say: Callable[..., S
 
 def test_evaluate_as_json_with_one_text_has_no_nan(say: Callable[..., Said], corpus: str) -> None:
     words = ["evaluate", "--corpus", corpus, "--n", "1", "--max-tokens", "8", "--at", "0", "--json", *QUICK]
-    status, out, _ = say(*words)
-    assert status == 0
+    status, out, err = say(*words)
+    assert (status, err) == (0, "")
     told = json.loads(out, parse_constant=pytest.fail)
     assert told["max_tokens"] == 8
     assert [row["method"] for row in told["scores"]] == ["bag of words", "0 steps"]

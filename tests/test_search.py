@@ -174,6 +174,20 @@ def test_a_late_answer_is_taken() -> None:
     assert result.steps.tolist() == [5] * 4
 
 
+def test_a_second_best_guess_waits_for_its_turn() -> None:
+    truth = [0, 1, 2, 3]
+    lure, path = [0, 1, 2, 9], [0, 1, 9, 9]  # nearer, but leads nowhere; farther, but leads home
+
+    def fork(truth: list[int], guess: list[int], call: int, m: int) -> list[list[int]]:
+        return [truth, truth] if guess == path else [lure, path]
+
+    result, _, _, corrector = toy(TRUTHS[:1], then=fork, steps=9, beam_width=1, branch=2)
+    assert result.texts == TRUTHS[:1]
+    assert [row.text for row in result.trace[0][1:]] == ["w0 w1 w2 w9", "w0 w1 w2 w9", "w0 w1 w2 w3"]
+    assert corrector.calls == 3
+    assert truth == corrector.truths[0]
+
+
 # ---- what it costs --------------------------------------------------------------------------------------
 
 
@@ -365,7 +379,7 @@ def test_greedy_search_is_the_loop_written_out(
     result = invert(target, embedder, tiny_inverter, tiny_corrector, steps=3, beam_width=1)
     for index, vector in enumerate(torch.from_numpy(target)):
         e = vector[None]
-        text = embedder.decode(tiny_inverter.to_embedder_ids(tiny_inverter.propose(e).ids[:, 0]))[0]
+        text = embedder.decode(tiny_inverter.to_embedder_ids(tiny_inverter.propose(e).ids[:, 0]))[0] or "."
         best, seen = (-2.0, ""), set()
         for _ in range(4):
             if text in seen or not text:

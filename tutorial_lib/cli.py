@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .audit import add_parser as add_audit
 from .cli_common import at_least, example, hush, print_json
 from .cli_train import add_train
-from .errors import TextError, TutorialError, VectorError
+from .errors import TextError, TutorialError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -219,10 +219,7 @@ def _read_vectors(url: str) -> np.ndarray:
     from .stores import open_store
 
     with open_store(url) as store:
-        parts = [batch.vectors for batch in store.batches()]
-    if not parts:
-        raise VectorError(f"{url} holds no vectors; give a file with at least one row.")
-    return np.concatenate(parts)
+        return np.concatenate([batch.vectors for batch in store.batches()])
 
 
 def _warn(texts: Sequence[str], embedder: Embedder, inverter: Inverter) -> None:

@@ -41,8 +41,8 @@ _RUN: tuple[_Option, ...] = (
     ("--segment-minutes", positive, "stop resumably after this long"),
     ("--checkpoint-minutes", positive, "time between checkpoints (default 3)"),
     ("--batch-size", at_least(1), "sequences per step and process (default 256)"),
-    ("--learning-rate", positive, "peak of AdamW (default 0.002)"),
-    ("--matrix-learning-rate", positive, "peak of Muon (default 0.002)"),
+    ("--learning-rate", positive, "peak of AdamW (default 0.004)"),
+    ("--matrix-learning-rate", positive, "peak of Muon (default 0.004)"),
     ("--warmup", share, "share of the run (default 0.02)"),
     ("--sampled", at_least(0), "classes drawn for the sampled softmax; 0: all (default 2048)"),
 )
