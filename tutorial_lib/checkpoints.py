@@ -1,7 +1,7 @@
 """Verified weights: where they are, whether they are whole, and what they were made for.
 
-A folder of weights holds ``config.json``, ``model.safetensors`` (never a pickle), ``SHA256SUMS`` and a model card.
-Shipped ones lie in ``tutorial_lib/weights/EMBEDDER/inverter`` and ``.../corrector``.
+A folder of weights holds ``config.json``, ``model.safetensors`` (never a pickle), ``SHA256SUMS`` and a model
+card. Shipped ones lie in ``tutorial_lib/weights/EMBEDDER/inverter`` and ``.../corrector``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ SUMS = "SHA256SUMS"
 
 def shipped(kind: str) -> list[str]:
     """Names of the embedders that weights of this kind are shipped for."""
-    return sorted(folder.parent.name for folder in WEIGHTS.glob(f"*/{kind}") if (folder / "config.json").exists())
+    return sorted(
+        folder.parent.name for folder in WEIGHTS.glob(f"*/{kind}") if (folder / "config.json").exists()
+    )
 
 
 def resolve(name: str, kind: str) -> Path | None:
@@ -41,7 +43,7 @@ def resolve(name: str, kind: str) -> Path | None:
 
 
 def verify(folder: Path) -> None:
-    """Compare every file that ``SHA256SUMS`` lists; raises :class:`CheckpointError` at the first difference."""
+    """Compare the files that ``SHA256SUMS`` lists; raises :class:`CheckpointError` where one differs."""
     sums = folder / SUMS
     if not sums.exists():
         return
@@ -52,33 +54,54 @@ def verify(folder: Path) -> None:
             raise CheckpointError(f"{folder} lacks {name}, which {SUMS} lists; fetch the weights again.")
         if sha256_of(path) != digest:
             raise CheckpointError(
-                f"{path} is truncated or was altered (its sha256 is not the one in {SUMS}); fetch the weights again."
+                f"{path} is truncated or was altered (its sha256 is not the one in {SUMS}); fetch the "
+                "weights again."
             )
 
 
-def load(cls: type[Model], name: str | Path, *args: Any, **kwargs: Any) -> Model:
-    """``from_pretrained`` of both model classes: resolve, verify, load in float32 and set to evaluation."""
+def load(
+    cls: type[Model],
+    name: str | Path,
+    *args: Any,
+    revision: str | None = None,
+    embedder_name: str | None = None,
+    **kwargs: Any,
+) -> Model:
+    """``from_pretrained`` of both model classes: resolve, verify, load in float32 and set to evaluation.
+
+    ``name``: an embedder whose weights are shipped, a folder, or a Hub name (at ``revision``) in this
+    library's layout or the paper's; for the latter ``embedder_name`` overrides what its configuration says.
+    """
+    from tutorial_lib import published
     from tutorial_lib.modeling import VectorToText
 
-    source: str | Path = name
-    folder = resolve(str(name), cls.kind)
-    if folder is not None:
-        verify(folder)
-        source = folder
-    elif Path(name).exists() or str(name).startswith((".", "/")):
+    source = resolve(str(name), cls.kind)
+    if source is None and (Path(name).exists() or str(name).startswith((".", "/"))):
         raise CheckpointError(f"{name} holds no config.json; give a folder written by save_pretrained.")
-    kwargs.setdefault("dtype", torch.float32)
-    loader = super(VectorToText, cls).from_pretrained
-    try:
-        model = loader(source, *args, use_safetensors=True, **kwargs)
-    except CheckpointError:
-        raise
-    except Exception as error:  # transformers, safetensors and the Hub client raise many types
+    if source is None and "/" not in str(name):
         known = ", ".join(shipped(cls.kind)) or "none"
         raise CheckpointError(
-            f"No {cls.kind} could be loaded from {str(name)!r} ({type(error).__name__}); weights are shipped for: "
-            f"{known}; or give a folder or a Hub name."
+            f"No {cls.kind} is shipped for {str(name)!r}; weights are shipped for: {known}; or give a "
+            "folder or a Hub name (owner/name)."
+        )
+    source = source or published.download(str(name), revision)
+    verify(source)
+    if published.is_published(source):
+        return published.load(cls, source, str(name), embedder_name)
+    kwargs.setdefault("dtype", torch.float32)
+    loader = super(VectorToText, cls).from_pretrained  # type: ignore[misc]
+    try:
+        model, found = loader(source, *args, use_safetensors=True, output_loading_info=True, **kwargs)
+    except Exception as error:  # transformers and safetensors raise many types
+        raise CheckpointError(
+            f"The {cls.kind} in {source} cannot be read ({type(error).__name__}): its files are truncated, "
+            "damaged or of another kind; fetch the weights again."
         ) from error
+    if found["missing_keys"]:  # transformers would fill them with random numbers
+        raise CheckpointError(
+            f"{str(source)!r} holds no {cls.kind}: it lacks {len(found['missing_keys'])} of its tensors "
+            f"({min(found['missing_keys'])}, ...); give a folder that save_pretrained of this class wrote."
+        )
     return model.eval()
 
 
@@ -95,7 +118,7 @@ def save_finished(model: VectorToText, folder: Path, run: dict[str, Any]) -> Non
     model.to(torch.bfloat16)
     for name, buffer in whitening.items():  # a whitened difference needs all its digits
         model.get_submodule(name.rpartition(".")[0]).register_buffer(name.rpartition(".")[2], buffer)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="40MB")
     (folder / "training.json").write_text(json.dumps(run, indent=1, default=str) + "\n", encoding="utf-8")
     write_sums(folder)
     write_card(folder)

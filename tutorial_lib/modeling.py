@@ -24,6 +24,7 @@ from tutorial_lib.errors import VectorError
 
 #: Model ids of the special tokens, the same in every vocabulary built by :func:`build_vocabulary`.
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
+T5_UNKNOWN = 2  # in T5's own vocabulary, which published checkpoints write in
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,16 @@ def small_backbone(vocabulary: int, width: int = 384, layers: int = 3) -> dict[s
 
 def pseudo_token_mlp(dimension: int, width: int, count: int) -> nn.Sequential:
     """d -> d -> count x width, the paper's projection (numbered as its newer checkpoints number it)."""
-    return nn.Sequential(nn.Linear(dimension, dimension), nn.Dropout(0.0), nn.GELU(), nn.Linear(dimension, width * count))
+    return nn.Sequential(
+        nn.Linear(dimension, dimension), nn.Dropout(0.0), nn.GELU(), nn.Linear(dimension, width * count)
+    )
 
 
 def build_vocabulary(counts: np.ndarray, special: Sequence[int], minimum: int = 1) -> np.ndarray:
     """int32 [V]: embedder token ids, the four special ones first, then by falling count in training text.
 
-    ``counts`` int [embedder vocabulary]; ``special`` gives the embedder's ids of padding, start, end, unknown.
+    ``counts`` int [embedder vocabulary]; ``special`` gives the embedder's ids of padding, start, end,
+    unknown.
     """
     order = np.argsort(-counts, kind="stable")
     chosen = order[(counts[order] >= minimum) & ~np.isin(order, special)]
@@ -117,7 +121,6 @@ class VectorToText(PreTrainedModel):
             self.register_buffer("whiten_matrix", torch.eye(d))
         if config.own_vocabulary:
             self.register_buffer("vocabulary", torch.arange(t5.vocab_size, dtype=torch.int32))
-        self._to_model_id: np.ndarray | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -139,7 +142,14 @@ class VectorToText(PreTrainedModel):
 
     def check_vectors(self, embeddings: Any) -> Tensor:
         """float32 tensor [n, d] on the model's device. Raises :class:`VectorError` for anything else."""
-        array = torch.as_tensor(np.asarray(embeddings) if not isinstance(embeddings, Tensor) else embeddings)
+        try:
+            array = torch.as_tensor(embeddings if isinstance(embeddings, Tensor) else np.asarray(embeddings))
+        except (TypeError, ValueError) as error:  # strings, objects, rows of unequal length
+            raise VectorError(
+                "Vectors must be one array of numbers, a row each; check what was given."
+            ) from error
+        if array.is_complex():
+            raise VectorError("Vectors of complex numbers were given; embeddings are real numbers.")
         d = self.config.dimension
         if array.ndim != 2 or array.shape[1] != d:
             raise VectorError(
@@ -149,10 +159,14 @@ class VectorToText(PreTrainedModel):
         array = array.to(self.device, torch.float32)
         bad = ~torch.isfinite(array).all(1)
         if bad.any():
-            raise VectorError(f"Vector {int(bad.nonzero()[0])} holds NaN or infinity; remove such rows first.")
+            raise VectorError(
+                f"Vector {int(bad.nonzero()[0])} holds NaN or infinity; remove such rows first."
+            )
         zero = (array == 0).all(1)
         if zero.any():
-            raise VectorError(f"Vector {int(zero.nonzero()[0])} is all zeros, which no text embeds to; remove it.")
+            raise VectorError(
+                f"Vector {int(zero.nonzero()[0])} is all zeros, which no text embeds to; remove it."
+            )
         return array
 
     # ---- token ids ----------------------------------------------------------------------------------------
@@ -164,10 +178,13 @@ class VectorToText(PreTrainedModel):
         """
         length = length or max((len(row) for row in ids), default=0) + 1
         out = np.full((len(ids), length), self.pad, dtype=np.int64)
-        for row, source in enumerate(ids):
-            mapped = self._model_id_table()[np.asarray(source[: length - 1], dtype=np.int64)]
-            out[row, : len(mapped)] = mapped
-            out[row, len(mapped)] = self.end
+        rows = [np.asarray(source[: length - 1], dtype=np.int64) for source in ids]
+        mapped = self._model_ids_of(np.concatenate([*rows, np.zeros(0, dtype=np.int64)]))
+        offset = 0
+        for row, source in enumerate(rows):
+            out[row, : len(source)] = mapped[offset : offset + len(source)]
+            out[row, len(source)] = self.end
+            offset += len(source)
         return torch.from_numpy(out).to(self.device)
 
     def to_embedder_ids(self, ids: Tensor) -> list[list[int]]:
@@ -195,15 +212,14 @@ class VectorToText(PreTrainedModel):
         unknown = [UNKNOWN] if self.config.own_vocabulary else []
         return [self.pad, self.end, int(self.backbone.config.decoder_start_token_id), *unknown]
 
-    def _model_id_table(self) -> np.ndarray:
+    def _model_ids_of(self, ids: np.ndarray) -> np.ndarray:
+        """Embedder ids int64 [t] -> model ids; the unknown one for those this model cannot write."""
         if not self.config.own_vocabulary:
-            return np.arange(self.backbone.config.vocab_size)
-        if self._to_model_id is None:
-            vocabulary = self.vocabulary.cpu().numpy()
-            table = np.full(max(int(vocabulary.max()) + 1, 60_000), UNKNOWN, dtype=np.int64)
-            table[vocabulary] = np.arange(len(vocabulary))
-            self._to_model_id = table
-        return self._to_model_id
+            return np.where(ids < self.backbone.config.vocab_size, ids, T5_UNKNOWN)
+        vocabulary = self.vocabulary.cpu().numpy()
+        table = np.full(max(int(vocabulary.max()), int(ids.max(initial=0))) + 1, UNKNOWN, dtype=np.int64)
+        table[vocabulary] = np.arange(len(vocabulary))
+        return table[ids]
 
     # ---- training -----------------------------------------------------------------------------------------
 
@@ -212,9 +228,9 @@ class VectorToText(PreTrainedModel):
     ) -> Tensor:
         """Mean cross-entropy (nats per token) of ``labels`` [n, t] given encoder inputs [n, s, width].
 
-        With ``sampled`` > 0 the softmax runs over the batch's own tokens, the ``frequent`` most common ones and
-        that many others drawn at random, whose logits are raised by the log of how many each stands for: an
-        unbiased estimate of the full sum at a quarter of the cost.
+        With ``sampled`` > 0 the softmax runs over the batch's own tokens, the ``frequent`` most common ones
+        and that many others drawn at random, whose logits are raised by the log of how many each stands for:
+        an unbiased estimate of the full sum at a quarter of the cost.
         """
         t5 = self.backbone
         encoded = t5.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
@@ -237,6 +253,8 @@ class VectorToText(PreTrainedModel):
         present[targets] = True
         always = present.nonzero().squeeze(1)
         others = (~present).nonzero().squeeze(1)
+        if not len(others):  # the batch alone holds every other token
+            return functional.cross_entropy((hidden @ weight.T.to(hidden.dtype)).float(), targets)
         drawn = others[torch.randint(len(others), (sampled,), device=labels.device)]
         columns = torch.cat([always, drawn])  # [c]
         logits = functional.linear(hidden, weight[columns]).float()
@@ -254,9 +272,15 @@ class VectorToText(PreTrainedModel):
 
     @torch.inference_mode()
     def _generate(
-        self, inputs: Tensor, mask: Tensor | None, beams: int, candidates: int, temperature: float, length: int
+        self,
+        inputs: Tensor,
+        mask: Tensor | None,
+        beams: int,
+        candidates: int,
+        temperature: float,
+        length: int,
     ) -> Candidates:
-        """Decode [n, s, width] into ``candidates`` texts each: beam search, or sampling when temperature > 0."""
+        """Decode [n, s, width] into ``candidates`` texts each: beam search, or sampling at a temperature."""
         n = len(inputs)
         options: dict[str, Any] = {"max_new_tokens": length + 1, "num_return_sequences": candidates}
         if temperature > 0:

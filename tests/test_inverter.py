@@ -1,0 +1,64 @@
+"""The inverter: vector -> pseudo-tokens -> text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from tutorial_lib.inverter import Inverter, InverterConfig
+
+
+def test_its_tensors(tiny_inverter: Any) -> None:
+    names = {name.split(".")[0] for name in tiny_inverter.state_dict()}
+    assert names == {"backbone", "embedding_transform", "whiten_mean", "whiten_matrix", "vocabulary"}
+    assert tiny_inverter.kind == "inverter"
+    assert isinstance(tiny_inverter.config, InverterConfig)
+
+
+def test_pseudo_tokens_are_the_documented_projection(tiny_inverter: Any) -> None:
+    x = torch.randn(3, 384)
+    state = tiny_inverter.state_dict()
+    e = (x - state["whiten_mean"]) @ state["whiten_matrix"]
+    hidden = functional.gelu(functional.linear(
+        e, state["embedding_transform.0.weight"], state["embedding_transform.0.bias"]
+    ))  # fmt: skip
+    want = functional.linear(
+        hidden, state["embedding_transform.3.weight"], state["embedding_transform.3.bias"]
+    )
+    got = tiny_inverter.encoder_inputs(x)
+    assert got.shape == (3, 2, 32)
+    assert torch.allclose(got, want.view(3, 2, 32), atol=1e-5)
+
+
+def test_proposals_have_the_length_it_was_trained_for(tiny_inverter: Any) -> None:
+    ids = tiny_inverter.propose(torch.randn(4, 384)).ids
+    assert ids.shape[2] <= tiny_inverter.config.max_tokens + 1
+    assert max(map(len, tiny_inverter.to_embedder_ids(ids[:, 0]))) <= tiny_inverter.config.max_tokens + 1
+    assert tiny_inverter.propose(torch.randn(4, 384), max_tokens=2).ids.shape[2] <= 3
+
+
+def test_it_learns_one_text_by_heart(tiny_inverter: Any, embedder: Any, test_texts: list[str]) -> None:
+    texts = test_texts[4:]  # no word comes twice, so the plateau of "which the is this?" is spared
+    vectors = torch.from_numpy(embedder.encode(texts))
+    labels = tiny_inverter.to_model_ids(embedder.token_ids(texts))
+    optimizer = torch.optim.Adam(tiny_inverter.parameters(), lr=1e-2)
+    tiny_inverter.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = tiny_inverter(vectors, labels)
+        loss.backward()
+        optimizer.step()
+    tiny_inverter.eval()
+    got = tiny_inverter.to_embedder_ids(tiny_inverter.propose(vectors).ids[:, 0])
+    assert embedder.decode(got) == texts
+
+
+@pytest.mark.parametrize("dimension", [128, 768, 4096])
+def test_any_dimension(make_tiny: Any, dimension: int) -> None:
+    model = make_tiny(Inverter, dimension=dimension)
+    vectors = model.check_vectors(np.random.default_rng(0).normal(size=(2, dimension)))
+    assert model.propose(vectors, max_tokens=2).ids.shape[0] == 2

@@ -1,0 +1,537 @@
+"""Training: the data it draws, the models it starts from, and runs that survive whatever stops them."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from tutorial_lib import training, training_data
+from tutorial_lib.corrector import Corrector
+from tutorial_lib.errors import CheckpointError, CorpusError, TutorialError
+from tutorial_lib.inverter import Inverter
+from tutorial_lib.modeling import END, PAD, UNKNOWN
+from tutorial_lib.training import TrainConfig, build_model, optimizers, train
+from tutorial_lib.training_data import Windows, corrupt, embed_model_ids, special_ids
+
+WORDS = (
+    "congress peace war law people state union treaty nation army navy bank gold court judge debt tax".split()
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        lines = [" ".join(rng.choice(WORDS, 20)) for _ in range(10)]
+        (folder / f"{index}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return f"files:{folder}"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, embedder: Any) -> None:
+    monkeypatch.setattr(training_data, "RECORDS", 200)
+    monkeypatch.setattr(training.Embedder, "from_pretrained", lambda name, **options: embedder)
+
+
+@pytest.fixture
+def config(corpus: str, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        kind="inverter",
+        output=str(tmp_path / "run"),
+        corpus=(corpus,),
+        records=0.0,
+        max_steps=12,
+        batch_size=8,
+        layers=1,
+        width=32,
+        num_pseudo_tokens=2,
+        sampled=4,
+        whiten_on=64,
+        checkpoint_minutes=0.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory, embedder: Any) -> str:
+    """A folder with an inverter trained for three steps, for correctors to start from."""
+    output = tmp_path_factory.mktemp("inverter")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Embedder, "from_pretrained", lambda name, **options: embedder)
+        train(
+            TrainConfig("inverter", str(output), corpus=(corpus,), records=0.0, max_steps=3, batch_size=8,
+                        layers=1, width=32, num_pseudo_tokens=2, whiten_on=64),
+            progress=False,
+        )  # fmt: skip
+    return str(output)
+
+
+def of_kind(config: TrainConfig, kind: str, trained: str) -> TrainConfig:
+    return replace(config, kind=kind, inverter=trained if kind == "corrector" else None)  # type: ignore[arg-type]
+
+
+def curve(folder: str | Path) -> list[tuple[str, ...]]:
+    """loss.csv without its clock."""
+    with (Path(folder) / "loss.csv").open(newline="") as file:
+        return [
+            (row["step"], row["sequences"], row["loss"], row["learning_rate"]) for row in csv.DictReader(file)
+        ]
+
+
+def interrupt_at(
+    monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException] = KeyboardInterrupt
+) -> None:
+    real = training._Run.one_step
+
+    def one_step(run: Any) -> float:
+        if run.step == step:
+            raise error
+        return real(run)
+
+    monkeypatch.setattr(training._Run, "one_step", one_step)
+
+
+# ---- runs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["inverter", "corrector"])
+def test_an_interrupted_run_follows_the_same_curve_to_the_same_weights(
+    config: TrainConfig, trained: str, monkeypatch: pytest.MonkeyPatch, kind: str, tmp_path: Path
+) -> None:
+    config = replace(of_kind(config, kind, trained), max_steps=22)
+    whole = train(config, progress=False)
+    broken = replace(config, output=str(tmp_path / "broken"))
+    for step in (7, 13):  # in the middle of two rows of the curve
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, step)
+            with pytest.raises(KeyboardInterrupt):
+                train(broken, resume=True, progress=False)
+    train(broken, resume=True, progress=False)
+    assert [row[0] for row in curve(whole)] == ["10", "20"]
+    assert curve(broken.output) == curve(whole)
+    expected, got = (load_file(Path(folder) / "model.safetensors") for folder in (whole, broken.output))
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_a_killed_process_loses_nothing_that_was_checkpointed(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, max_steps=100_000)
+    script = f"""
+        import torch
+        torch.set_num_threads(1)
+        from tutorial_lib.training import TrainConfig, train
+        train({config!r}, progress=False)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.PIPE)
+    rows = Path(config.output) / "loss.csv"
+    began = time.monotonic()
+    try:
+        while not (rows.exists() and rows.read_bytes().count(b"\n") > 2):
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()[-2000:]
+            assert time.monotonic() - began < 300
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = curve(config.output)
+    state = torch.load(Path(config.output) / "checkpoint.pt", weights_only=True)
+    assert state["step"] >= 19  # at most the step under way is lost
+    longer = replace(config, max_steps=100_000, segment_minutes=1e-9)  # one more step, then stop
+    train(longer, resume=True, progress=False)
+    after = curve(config.output)
+    kept = [row for row in before if int(row[0]) <= state["step"]]
+    assert after[: len(kept)] == kept
+    assert [int(row[0]) for row in after] == list(range(10, state["step"] + 2, 10))
+
+
+def test_a_segment_ends_resumably_and_writes_no_weights(config: TrainConfig) -> None:
+    output = train(replace(config, segment_minutes=1e-9), progress=False)
+    assert (output / "checkpoint.pt").exists()
+    assert not (output / "model.safetensors").exists()
+    train(config, resume=True, progress=False)
+    assert (output / "model.safetensors").exists()
+
+
+def test_a_finished_run_can_be_resumed_for_nothing(config: TrainConfig) -> None:
+    output = train(config, progress=False)
+    rows, card = curve(output), (output / "training.json").read_text()
+    assert "NaN" not in card
+    train(config, resume=True, progress=False)
+    assert curve(output) == rows
+    assert "NaN" not in (output / "training.json").read_text()
+
+
+def test_what_a_finished_run_leaves(config: TrainConfig, embedder: Any) -> None:
+    output = train(replace(config, max_minutes=60.0), progress=True)
+    names = {path.name for path in output.iterdir()}
+    assert {"config.json", "model.safetensors", "SHA256SUMS", "training.json", "loss.csv"} <= names
+    assert not [name for name in names if name.endswith(".part")]
+    model = Inverter.from_pretrained(output)
+    assert model.config.max_tokens == config.max_tokens
+    assert model.config.embedder_name == embedder.name
+    assert model.config.dimension == 384
+    saved = load_file(output / "model.safetensors")
+    assert saved["backbone.shared.weight"].dtype == torch.bfloat16
+    assert saved["whiten_matrix"].dtype == torch.float32
+    assert saved["vocabulary"].dtype == torch.int32
+
+
+def test_training_lowers_the_loss(config: TrainConfig) -> None:
+    output = train(replace(config, max_steps=40, batch_size=32, sampled=0), progress=False)
+    losses = [float(row[2]) for row in curve(output)]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_the_optimizer_is_a_choice(config: TrainConfig, embedder: Any) -> None:
+    model = build_model(config, embedder, Windows(config, embedder))
+    adam, muon = optimizers(model, config)
+    (only,) = optimizers(model, replace(config, optimizer="adamw"))
+    count = len(list(model.parameters()))
+    sizes = [sum(len(group["params"]) for group in each.param_groups) for each in (adam, muon, only)]
+    assert sizes[0] + sizes[1] == sizes[2] == count
+    table = model.backbone.get_input_embeddings().weight
+    assert any(parameter is table for group in adam.param_groups for parameter in group["params"])
+    assert all(parameter.ndim == 2 for group in muon.param_groups for parameter in group["params"])
+
+
+# ---- what stops a run --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["inverter", "corrector"])
+def test_every_setting_that_matters_is_compared_on_resume(
+    config: TrainConfig, trained: str, kind: str
+) -> None:
+    config = of_kind(config, kind, trained)
+    run = object.__new__(training._Run)
+    run.config = config
+    saved = training._settings(config)
+    other: dict[str, Any] = {
+        "kind": "corrector" if kind == "inverter" else "inverter", "output": "elsewhere",
+        "embedder": "another", "corpus": ("sotu",), "optimizer": "adamw", "inverter": "elsewhere",
+        "blind": "feedback",
+    }  # fmt: skip
+    free = {"output", "max_minutes", "max_steps", "segment_minutes", "checkpoint_minutes"}
+    for field in fields(TrainConfig):
+        value = getattr(config, field.name)
+        changed = other[field.name] if field.name in other else (value or 0) + 1
+        assert changed != value
+        run.config = replace(config, **{field.name: changed})
+        if field.name in free:
+            run.compare(saved, Path("checkpoint.pt"))
+        else:
+            with pytest.raises(CheckpointError, match=rf"other settings \({field.name}\)"):
+                run.compare(saved, Path("checkpoint.pt"))
+
+
+def test_other_settings_are_refused_on_resume(config: TrainConfig) -> None:
+    train(replace(config, segment_minutes=1e-9), progress=False)
+    with pytest.raises(
+        CheckpointError, match=r"other settings \(learning_rate, seed\); resume with the same"
+    ):
+        train(replace(config, seed=5, learning_rate=0.5), resume=True, progress=False)
+
+
+def test_a_folder_in_use_is_refused_before_any_work(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(replace(config, segment_minutes=1e-9), progress=False)
+    monkeypatch.setattr(training, "Windows", None)
+    with pytest.raises(TutorialError, match=r"holds a run.*pass --resume"):
+        train(config, progress=False)
+
+
+def test_a_truncated_checkpoint_is_refused(config: TrainConfig) -> None:
+    output = train(replace(config, segment_minutes=1e-9), progress=False)
+    data = (output / "checkpoint.pt").read_bytes()
+    for damaged in (data[: len(data) // 2], b"", b"not a checkpoint"):
+        (output / "checkpoint.pt").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"checkpoint\.pt is not a readable checkpoint"):
+            train(config, resume=True, progress=False)
+
+
+def test_a_changed_corpus_is_refused_on_resume(config: TrainConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for index in range(6):
+        (folder / f"{index}.txt").write_text(
+            "the law of the land is the law of the people here", encoding="utf-8"
+        )
+    first = replace(config, corpus=(f"files:{folder}",))
+    train(replace(first, segment_minutes=1e-9), progress=False)
+    from tutorial_lib import corpora
+
+    for index in range(6):
+        (folder / f"{index}.txt").write_text(
+            "quite another set of words is read from now on", encoding="utf-8"
+        )
+    corpora._documents.cache_clear()
+    corpora._stream.cache_clear()
+    with pytest.raises(CheckpointError, match="text has changed"):
+        train(first, resume=True, progress=False)
+
+
+def _full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = train(replace(config, segment_minutes=1e-9), progress=False)
+    before = (output / "checkpoint.pt").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(training.torch, "save", _full)
+        with pytest.raises(
+            TutorialError, match=r"could not be written.*No space left.*previous one is intact"
+        ):
+            train(config, resume=True, progress=False)
+    assert (output / "checkpoint.pt").read_bytes() == before
+    assert not list(output.glob("*.part"))
+    train(config, resume=True, progress=False)
+    assert (output / "model.safetensors").exists()
+
+
+def test_a_full_disk_for_the_loss_curve(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(training.csv, "writer", _full)
+        with pytest.raises(TutorialError, match=r"loss\.csv could not be written.*No space left.*--resume"):
+            train(config, progress=False)
+
+
+def test_a_full_disk_for_the_weights(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Inverter, "save_pretrained", _full)
+        with pytest.raises(TutorialError, match=r"weights could not be written.*No space left.*--resume"):
+            train(config, progress=False)
+    output = train(config, resume=True, progress=False)
+    Inverter.from_pretrained(output)
+
+
+def test_a_device_that_is_really_full(config: TrainConfig) -> None:
+    """/dev/full answers every write with ENOSPC, as a full disk does."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    output = train(replace(config, segment_minutes=1e-9), progress=False)
+    before = (output / "checkpoint.pt").read_bytes()
+    (output / "checkpoint.part").symlink_to("/dev/full")
+    with pytest.raises(TutorialError, match="could not be written"):
+        train(config, resume=True, progress=False)
+    assert (output / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training._Run.one_step
+    monkeypatch.setattr(
+        training._Run, "one_step", lambda run: real(run) * (float("nan") if run.step > 4 else 1)
+    )
+    with pytest.raises(TutorialError, match=r"loss is no longer a number.*learning rate"):
+        train(config, progress=False)
+    state = torch.load(Path(config.output) / "checkpoint.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["model"].values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": None}, "needs an end"),
+        ({"kind": "embedder"}, "kind is 'embedder'; use inverter or corrector"),
+        ({"min_tokens": 9}, "min_tokens is 9 and max_tokens 8"),
+        ({"min_tokens": 0}, "min_tokens is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"records": 1.5}, "records is 1.5"),
+        ({"whiten_on": 1}, "whiten_on is 1"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
+        ({"corpus": ()}, "corpus is empty"),
+        ({"kind": "corrector"}, "learns from an inverter's guesses; give --inverter"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"blind": "both"}, "blind is 'both'"),
+    ],
+)
+def test_settings_out_of_range(config: TrainConfig, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TutorialError, match=message):
+        train(replace(config, **changes), progress=False)
+
+
+def test_a_corpus_without_long_enough_text(config: TrainConfig, tmp_path: Path) -> None:
+    for index in range(10):
+        (tmp_path / f"{index}.txt").write_text("two words", encoding="utf-8")
+    with pytest.raises(CorpusError, match="too few runs of 4 word pieces"):
+        train(replace(config, corpus=(f"files:{tmp_path}",)), progress=False)
+
+
+def test_an_inverter_of_another_embedder(config: TrainConfig, make_tiny: Any, tmp_path: Path) -> None:
+    make_tiny(Inverter, embedder_name="another-embedder").save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="was made for another-embedder, not for all-MiniLM-L6-v2"):
+        train(replace(config, kind="corrector", inverter=str(tmp_path / "other")), progress=False)
+
+
+# ---- models ------------------------------------------------------------------------------------------------
+
+
+def test_an_inverter_starts_from_the_embedders_table(config: TrainConfig, embedder: Any) -> None:
+    config = replace(config, width=384, layers=1)
+    windows = Windows(config, embedder)
+    model = build_model(config, embedder, windows)
+    vocabulary = model.vocabulary.numpy()
+    assert vocabulary[:4].tolist() == [0, 101, 102, 100]
+    seen = {token for stream in windows.streams for token in stream.ids.tolist()}
+    assert set(vocabulary[4:].tolist()) == seen
+    counts = windows.counts(len(embedder.tokenizer))
+    assert (np.diff(counts[vocabulary[4:]]) <= 0).all()  # frequent first: what the sampled softmax relies on
+    source = embedder.transformer.get_input_embeddings().weight.detach()[vocabulary]
+    table = model.backbone.get_input_embeddings().weight.detach()
+    assert abs(float(table.std()) - 1) < 1e-3
+    assert np.corrcoef(source.flatten().numpy(), table.flatten().numpy())[0, 1] > 0.999
+
+
+def test_whitening_decorrelates_the_training_embeddings(config: TrainConfig, embedder: Any) -> None:
+    config = replace(config, whiten_on=1024)
+    windows = Windows(config, embedder)
+    model = build_model(config, embedder, windows)
+    rng = np.random.default_rng([config.seed, 1])  # the windows it was fitted on
+    rows = [row.tolist() for _ in range(2) for row in windows.sample(rng, 512)]
+    white = model.whitened(torch.from_numpy(embedder.encode(embedder.decode(rows)))).double()
+    assert white.mean(0).abs().max() < 0.2
+    covariance = torch.cov(white.T)
+    assert abs(float(covariance.diagonal().median()) - 1) < 0.2
+    assert float((covariance - covariance.diagonal().diag()).abs().median()) < 0.1
+
+
+def test_a_corrector_starts_from_its_inverter(config: TrainConfig, trained: str, embedder: Any) -> None:
+    config = replace(config, kind="corrector", inverter=trained, blind="feedback")
+    model = build_model(config, embedder, Windows(config, embedder))
+    assert isinstance(model, Corrector)
+    assert model.config.blind == "feedback"
+    start = Inverter.from_pretrained(trained).state_dict()
+    own = model.state_dict()
+    shared = [key for key in start if not key.startswith("embedding_transform")]
+    assert shared
+    assert all(torch.equal(own[key], start[key]) for key in shared)
+    for number in (1, 2, 3):
+        for key in ("0.weight", "0.bias", "3.weight", "3.bias"):
+            assert torch.equal(
+                own[f"embedding_transform_{number}.{key}"], start[f"embedding_transform.{key}"]
+            )
+
+
+@given(st.integers(0, 400))
+def test_the_schedule_rises_and_falls(step: int) -> None:
+    run = object.__new__(training._Run)
+    run.config = TrainConfig("inverter", "x", max_steps=400)
+    run.step, run.seconds = step, 0.0
+    assert 0 <= run.rate() <= 1
+    if step < 400:
+        assert run.rate() > 0
+    else:
+        assert run.rate() == 0
+        assert run.progress() == 1
+    if step > 60:
+        assert run.rate() == pytest.approx(1 - step / 400)
+
+
+# ---- data --------------------------------------------------------------------------------------------------
+
+
+def test_windows_are_whole_words_of_the_right_length(config: TrainConfig, embedder: Any) -> None:
+    config = replace(config, records=0.3)
+    windows = Windows(config, embedder)
+    rows = windows.sample(np.random.default_rng(0), 400)
+    assert len(rows) == 400
+    lengths = [len(row) for row in rows]
+    assert min(lengths) >= 4
+    assert max(lengths) <= 8
+    assert 0.4 < np.mean(np.array(lengths) == 8) < 0.85
+    assert not any(embedder.tokenizer.convert_ids_to_tokens(int(row[0])).startswith("##") for row in rows)
+    again = windows.sample(np.random.default_rng(0), 400)
+    assert all(np.array_equal(a, b) for a, b in zip(rows, again, strict=True))
+    counts = windows.counts(len(embedder.tokenizer))
+    assert all(counts[row].all() for row in rows)
+
+
+@given(st.lists(st.integers(UNKNOWN + 1, 40), min_size=1, max_size=10), st.integers(0, 10_000))
+@settings(max_examples=200)
+def test_a_corruption_is_a_text_in_the_vocabulary(row: list[int], seed: int) -> None:
+    source = np.array(row)
+    out = corrupt(source, np.random.default_rng(seed), 41)
+    assert 1 <= len(out) <= len(row)
+    assert (out > UNKNOWN).all()
+    assert (out < 41).all()
+    assert source.tolist() == row  # the original is left alone
+
+
+def test_corruptions_are_of_every_kind() -> None:
+    row = np.arange(10, 20)
+    outs = [corrupt(row, np.random.default_rng(seed), 1000) for seed in range(300)]
+    shorter = sum(len(out) < 10 for out in outs)
+    reordered = sum(len(out) == 10 and sorted(out) == sorted(row) and list(out) != list(row) for out in outs)
+    replaced = sum(len(out) == 10 and bool(set(out.tolist()) - set(row.tolist())) for out in outs)
+    assert min(shorter, reordered, replaced) > 30
+
+
+def test_embedding_model_ids_is_embedding_the_text(
+    tiny_inverter: Any, embedder: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_data, "fast_dtype", lambda device: torch.float32)
+    ids = tiny_inverter.to_model_ids(embedder.token_ids(test_texts))
+    _, start = special_ids(embedder)
+    got = embed_model_ids(ids, tiny_inverter.vocabulary, embedder, start)
+    assert np.allclose(got.numpy(), embedder.encode(test_texts), atol=1e-5)
+
+
+def test_special_ids(embedder: Any) -> None:
+    assert special_ids(embedder) == ([0, 101, 102, 100], 101)
+
+
+def test_guesses_age_and_are_renewed(config: TrainConfig, trained: str, embedder: Any) -> None:
+    config = replace(config, kind="corrector", inverter=trained, fresh=0.5)
+    windows = Windows(config, embedder)
+    corrector = build_model(config, embedder, windows)
+    inverter = Inverter.from_pretrained(trained)
+    _, start = special_ids(embedder)
+    pool = training_data.Guesses(config, windows, embedder, inverter, corrector.eval(), start)  # type: ignore[arg-type]
+    pool.fill(np.random.default_rng(0))
+    assert len(pool.state["labels"]) == 4 * config.batch_size
+    seen = []
+    for step in range(8):
+        batch = {key: value.clone() for key, value in pool.next().items()}
+        rows = slice((step % 4) * 8, (step % 4 + 1) * 8)
+        assert batch["labels"].shape == batch["guess"].shape == (8, config.max_tokens + 1)
+        for ids in (batch["labels"], batch["guess"]):
+            assert ((ids == END).sum(1) >= 1).all()
+            after = torch.cumsum((ids == END).long(), 1) - (ids == END).long() > 0
+            assert (ids[after] == PAD).all() or (ids[after] >= 0).all()
+        pool.advance(np.random.default_rng([1, step]))
+        now = pool.state["labels"][rows]
+        seen.append(float((now == batch["labels"]).all(1).float().mean()))
+        kept = (now == batch["labels"]).all(1)
+        assert torch.equal(pool.state["target"][rows][kept], batch["target"][kept])  # a target never changes
+    assert 0.2 < np.mean(seen) < 0.8
+    for key in ("target", "guess_embedding"):
+        assert pool.state[key].norm(dim=1).allclose(torch.ones(32), atol=1e-2)
+
+
+def test_torn_rows_of_the_curve_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "loss.csv"
+    path.write_text("step,seconds,sequences,loss,learning_rate\n10,1.0,80,2.5,0.1\n20,2.0,160,2.4,0.1\n3")
+    with training._Curve(path, 20, True) as curve_file:
+        curve_file.write(30, 3.0, 240, 2.3, 0.1)
+    assert [row[0] for row in curve(tmp_path)] == ["10", "20", "30"]
+    with training._Curve(path, 10, True):
+        pass
+    assert [row[0] for row in curve(tmp_path)] == ["10"]

@@ -1,0 +1,195 @@
+"""What training reads: windows of real text, their embeddings, and guesses of every quality for the
+corrector.
+
+Random numbers come from generators that the caller passes, so a resumed run draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutorial_lib.corpora import TokenStream, token_stream, window_end
+from tutorial_lib.embedder import Embedder
+from tutorial_lib.errors import CorpusError
+from tutorial_lib.modeling import END, PAD, UNKNOWN, fast_dtype
+from tutorial_lib.records import synthetic_records
+
+if TYPE_CHECKING:
+    from tutorial_lib.corrector import Corrector
+    from tutorial_lib.inverter import Inverter
+    from tutorial_lib.training import TrainConfig
+
+RECORDS = 20_000  # synthetic records to draw from
+
+
+class Windows:
+    """Random windows of training text as embedder ids, the same for the same (seed, step)."""
+
+    def __init__(
+        self, config: TrainConfig, embedder: Embedder, split: Literal["train", "validation"] = "train"
+    ):
+        self.config = config
+        self.streams: list[TokenStream] = [token_stream(source, split, embedder) for source in config.corpus]
+        self._starts = [np.flatnonzero(stream.starts) for stream in self.streams]
+        self._records: list[list[int]] = []
+        if config.records:
+            made = synthetic_records(RECORDS, split, config.seed, max(config.max_tokens, 6), embedder)
+            self._records = embedder.token_ids([record.text for record in made])
+
+    def counts(self, size: int) -> np.ndarray:
+        """int [size]: occurrences of each embedder id in the training text."""
+        parts = [stream.ids for stream in self.streams]
+        parts += [np.concatenate([np.asarray(row) for row in self._records])] if self._records else []
+        return np.bincount(np.concatenate(parts), minlength=size)
+
+    def sample(self, rng: np.random.Generator, n: int) -> list[np.ndarray]:
+        """n windows, ragged, of ``min_tokens`` to ``max_tokens`` embedder ids."""
+        rows: list[np.ndarray] = []
+        from_records = rng.binomial(n, self.config.records) if self._records else 0
+        for index in rng.integers(0, len(self._records), from_records) if from_records else ():
+            rows.append(np.asarray(self._records[index]))
+        for _ in range(100 * n):
+            if len(rows) == n:
+                return rows
+            which = int(rng.integers(len(self.streams)))
+            stream, starts = self.streams[which], self._starts[which]
+            start = int(starts[rng.integers(len(starts))])
+            longest = self.config.max_tokens
+            length = longest if rng.random() < 0.5 else int(rng.integers(self.config.min_tokens, longest + 1))
+            end = window_end(stream, start, length)
+            if end - start >= min(self.config.min_tokens, length):
+                rows.append(stream.ids[start:end])
+        raise CorpusError(
+            f"{self.config.corpus} has too few runs of {self.config.min_tokens} word pieces to train on."
+        )
+
+
+def embed_model_ids(ids: Tensor, vocabulary: Tensor, embedder: Embedder, start: int | None) -> Tensor:
+    """Model ids [n, t] closed by ``END`` -> embeddings [n, d], as if it had read the text."""
+    tokens = vocabulary.long()[ids]
+    mask = (ids != PAD).long()
+    if start is not None:
+        tokens = torch.cat([torch.full_like(tokens[:, :1], start), tokens], dim=1)
+        mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+    dtype = fast_dtype(tokens.device)
+    with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
+        return embedder.encode_ids(tokens, mask).float()
+
+
+def special_ids(embedder: Embedder) -> tuple[list[int], int | None]:
+    """Embedder ids of padding, start, end and unknown; and the id its inputs begin with, if any."""
+    tokenizer = embedder.tokenizer
+    begin = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
+    first = tokenizer("a")["input_ids"][0]
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else pad
+    return [pad, begin if begin is not None else pad, end, unknown], begin if first == begin else None
+
+
+def corrupt(row: np.ndarray, rng: np.random.Generator, vocabulary: int) -> np.ndarray:
+    """A worse version of a text: some of replaced, shuffled, dropped, moved tokens, at a random strength."""
+    out = row.copy()
+    kind = rng.integers(4)
+    if kind == 0 or len(out) < 2:  # replace each token with probability u
+        hit = rng.random(len(out)) < rng.random()
+        out[hit] = rng.integers(UNKNOWN + 1, vocabulary, hit.sum())
+    elif kind == 1:  # shuffle within a window of random size
+        reach = rng.uniform(1, len(out))
+        out = out[np.argsort(np.arange(len(out)) + rng.uniform(0, reach, len(out)), kind="stable")]
+    elif kind == 2:  # drop some
+        kept = rng.random(len(out)) > rng.uniform(0.1, 0.5)
+        out = out[kept] if kept.any() else out[:1]
+    else:  # move one run elsewhere
+        cut = int(rng.integers(1, len(out)))
+        out = np.concatenate([out[cut:], out[:cut]])
+    return out
+
+
+@dataclass
+class Guesses:
+    """A pool of (text, its embedding, a guess, the guess's embedding), which the corrector rewrites."""
+
+    config: TrainConfig
+    windows: Windows
+    embedder: Embedder
+    inverter: Inverter
+    corrector: Corrector
+    start: int | None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    cursor: int = 0  # rows given out since the guesses were last rewritten
+
+    def fill(self, rng: np.random.Generator) -> None:
+        """Start the pool: four batches of new windows."""
+        batches = [self._new(rng, self.config.batch_size) for _ in range(4)]
+        self.state = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+    def next(self) -> dict[str, Tensor]:
+        """The next batch: ``labels``, ``target``, ``guess``, ``guess_embedding``."""
+        begin = self.cursor % len(self.state["labels"])
+        rows = slice(begin, begin + self.config.batch_size)
+        self.cursor += self.config.batch_size
+        # Copies: the pool is rewritten in place while autograd may still hold the batch.
+        return {key: value[rows].clone() for key, value in self.state.items()}
+
+    def advance(self, rng: np.random.Generator) -> None:
+        """Once the pool was used ``config.reuse`` times, replace every guess: by the corrector's rewriting,
+        or a new window's.
+
+        The whole pool at once, since decoding a thousand rows costs little more than decoding a hundred.
+        """
+        if self.cursor < self.config.reuse * len(self.state["labels"]):
+            return
+        self.cursor = 0
+        pool = self.state
+        solved = (pool["labels"] == pool["guess"]).all(1).cpu().numpy()
+        renew = solved | (rng.random(len(solved)) < self.config.fresh)
+        # Half the rows greedily, as in use; half sampled, for variety.
+        sampled = rng.random(len(solved)) < 0.5
+        for temperature in (0.0, 1.0):
+            chosen = torch.from_numpy(np.flatnonzero(~renew & (sampled == (temperature > 0))))
+            rows = chosen.to(pool["labels"].device)
+            if len(rows):
+                proposed = self.corrector.propose(
+                    pool["target"][rows],
+                    pool["guess"][rows],
+                    pool["guess_embedding"][rows],
+                    temperature=temperature,
+                )
+                pool["guess"][rows] = self._pad(proposed.ids[:, 0])
+                pool["guess_embedding"][rows] = self._embed(pool["guess"][rows])
+        rows = torch.from_numpy(np.flatnonzero(renew)).to(pool["labels"].device)
+        if len(rows):
+            for key, value in self._new(rng, len(rows)).items():
+                pool[key][rows] = value
+
+    def _new(self, rng: np.random.Generator, n: int) -> dict[str, Tensor]:
+        rows = self.windows.sample(rng, n)
+        labels = self._pad(self.corrector.to_model_ids([row.tolist() for row in rows]))
+        target = self._embed(labels)
+        guess = self._pad(self.inverter.propose(target, temperature=float(rng.random() < 0.5)).ids[:, 0])
+        vocabulary = len(self.corrector.vocabulary)
+        for row in np.flatnonzero(rng.random(n) < self.config.corrupted):
+            text = labels[row].cpu().numpy()
+            worse = corrupt(text[: int((text == END).argmax())], rng, vocabulary)
+            guess[row] = PAD
+            guess[row, : len(worse)] = torch.from_numpy(worse).to(guess.device)
+            guess[row, len(worse)] = END
+        return {"labels": labels, "target": target, "guess": guess, "guess_embedding": self._embed(guess)}
+
+    def _pad(self, ids: Tensor) -> Tensor:
+        """[n, t] -> [n, max_tokens + 1], closed by ``END``."""
+        width = self.config.max_tokens + 1
+        out = torch.full((len(ids), width), PAD, dtype=torch.long, device=ids.device)
+        out[:, : min(width, ids.shape[1])] = ids[:, :width]
+        unclosed = (out == END).sum(1) == 0
+        out[unclosed, -1] = END
+        return out
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return embed_model_ids(ids, self.corrector.vocabulary, self.embedder, self.start)
