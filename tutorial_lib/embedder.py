@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
 _PACKAGED = {"all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"}
+#: Names for the mean over a model's encoder states, where its own vectors pass through more layers: vec2text's
+#: ``gtr_base`` is not sentence-transformers' GTR (``gtr-t5-base``), whose vectors are another space altogether.
+_MEAN_POOLED = {"gtr-base-mean": "sentence-transformers/gtr-t5-base"}
 _PROGRESS_FROM = 4096  # texts; below this a bar would only flicker
 
 
@@ -58,6 +61,16 @@ def _packaged_minilm() -> Path | None:
     return folder
 
 
+def _mean_pooled(model: SentenceTransformer, name: str) -> SentenceTransformer:
+    """The transformer and the mean over its states, whatever follows them left out."""
+    from sentence_transformers import SentenceTransformer
+
+    pooling = model[1].get_config_dict()
+    if pooling.get("pooling_mode") != "mean" and not pooling.get("pooling_mode_mean_tokens"):
+        raise CheckpointError(f"The model behind {name!r} does not average its states; another was expected.")
+    return SentenceTransformer(modules=[model[0], model[1]], device=str(model.device))
+
+
 class Embedder:
     """A sentence embedder that counts its queries and never truncates in silence.
 
@@ -85,11 +98,14 @@ class Embedder:
     ) -> Embedder:
         """Load a sentence-transformers model by name, Hub name or folder.
 
+        ``gtr-base-mean`` is the embedder of the paper's checkpoints: the mean over GTR's encoder states,
+        without the projection and the normalisation that ``gtr-t5-base``, the published model, ends with.
+
         Raises :class:`CheckpointError` when no such model can be found or packaged weights were altered.
         """
         from sentence_transformers import SentenceTransformer
 
-        source: str = name
+        source: str = _MEAN_POOLED.get(name, name)
         if name in _PACKAGED and revision is None:
             folder = _packaged_minilm()
             source = str(folder) if folder else f"sentence-transformers/{canonical_name(name)}"
@@ -100,7 +116,7 @@ class Embedder:
                 f"No embedder named {name!r} could be loaded ({type(error).__name__}); give the name of a "
                 "sentence-transformers model, a folder that holds one, or check the network."
             ) from error
-        return cls(model, name)
+        return cls(_mean_pooled(model, name) if name in _MEAN_POOLED else model, name)
 
     def __repr__(self) -> str:
         return f"Embedder({self.name!r}, dimension={self.dimension}, max_tokens={self.max_tokens})"
@@ -178,6 +194,35 @@ class Embedder:
         self.queries += len(ids)
         with torch.no_grad():
             return self._model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
+
+    @property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Special ids before and after the content of every input."""
+        content = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        start = next(i for i in range(len(whole)) if whole[i : i + len(content)] == content)
+        return whole[:start], whole[start + len(content) :]
+
+    def gradients(self, ids: Sequence[Sequence[int]], targets: torch.Tensor) -> list[torch.Tensor]:
+        """How each token's input embedding should change to raise the cosine with ``targets`` [n, d].
+
+        ``ids`` are n ragged content ids; returns n tensors [t_i, width]. It needs the weights (a white box), as an
+        attacker of an open embedder has them; the caller counts the queries. Chapter 3 uses it for local edits.
+        """
+        before, after = self._frame
+        encoded = self.tokenizer.pad(
+            {"input_ids": [[*before, *row, *after] for row in ids]}, return_tensors="pt"
+        ).to(self.device)
+        offset = len(before)
+        with torch.enable_grad():
+            inputs = self.transformer.get_input_embeddings()(encoded["input_ids"]).detach().requires_grad_(True)
+            hidden = self.transformer(inputs_embeds=inputs, attention_mask=encoded["attention_mask"])[0]
+            features = {"token_embeddings": hidden, "attention_mask": encoded["attention_mask"]}
+            for module in list(self._model)[1:]:  # pooling, and whatever follows it
+                features = module(features)
+            cosine = torch.nn.functional.cosine_similarity(features["sentence_embedding"], targets)
+            (slope,) = torch.autograd.grad(cosine.sum(), inputs)
+        return [row[offset : offset + len(content)] for row, content in zip(slope, ids, strict=True)]
 
     def batches(self, texts: Sequence[str], size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Embed a long list piece by piece: yields (offset, float32 [b, dimension])."""

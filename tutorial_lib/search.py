@@ -8,6 +8,7 @@ query is spent twice on one text and the best guess so far is never lost. Explai
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,13 +17,16 @@ import torch
 from tqdm.auto import tqdm
 
 from tutorial_lib.corrector import Corrector
+from tutorial_lib.edits import GRADIENT_QUERIES, LocalEdits
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, TutorialError
 from tutorial_lib.inverter import Inverter
+from tutorial_lib.modeling import UNKNOWN
 
 #: A guess this close to the target is taken to be the text: float32 embeddings of one text differ by less.
 SOLVED = 1 - 2e-6
 _POOL = 4  # unexpanded guesses kept per text, in beam widths
+_ELITE = 8  # best guesses kept per text, expanded or not, for local edits
 _ROWS = 512  # guesses corrected at once
 
 
@@ -76,7 +80,7 @@ class _Search:
 
     seen: set[str] = field(default_factory=set)
     pool: list[_Guess] = field(default_factory=list)  # not expanded yet, best first
-    best: _Guess | None = None
+    elite: list[_Guess] = field(default_factory=list)  # best of all so far
     queries: int = 0
     trace: list[Step] = field(default_factory=list)
 
@@ -84,8 +88,13 @@ class _Search:
         self.pool.append(guess)
         self.pool.sort(key=lambda other: -other.cosine)
         del self.pool[keep:]
-        if self.best is None or guess.cosine > self.best.cosine:
-            self.best = guess
+        self.elite.append(guess)
+        self.elite.sort(key=lambda other: -other.cosine)
+        del self.elite[_ELITE:]
+
+    @property
+    def best(self) -> _Guess | None:
+        return self.elite[0] if self.elite else None
 
     def record(self, step: int) -> None:
         assert self.best is not None
@@ -101,6 +110,7 @@ def invert(
     steps: int = 50,
     beam_width: int = 8,
     branch: int | None = None,
+    edits: int = 0,
     max_queries: int | None = None,
     progress: bool | None = None,
     on_step: Callable[[int, list[Step]], None] | None = None,
@@ -108,18 +118,19 @@ def invert(
     """Recover the texts behind ``embeddings`` (float32 [n, d]).
 
     ``steps`` correction rounds at most (0: the inverter alone); each expands ``beam_width`` guesses into
-    ``branch`` candidates (default: as many as the beam is wide). A text leaves the search when its cosine is
-    about 1, when it has no guess left to expand, or when its next round could exceed ``max_queries``.
+    ``branch`` candidates (default: as many as the beam is wide), and tries up to ``edits`` local edits of one of
+    the best guesses (they use the embedder's gradient; see :mod:`tutorial_lib.edits`). A text leaves the search when
+    its cosine is about 1, when it has no guess left to expand, or when its next round could exceed ``max_queries``.
     ``on_step(step, rows)`` is called after every round with the best guess of each text. Deterministic.
 
     Raises :class:`VectorError` for wrong shapes, NaN, infinity and zero vectors, :class:`CheckpointError` when
     the models were made for another embedder, and :class:`TutorialError` for parameters out of range.
     """
     branch = branch or beam_width
-    if steps < 0 or beam_width < 1 or branch < 1 or (max_queries is not None and max_queries < beam_width):
+    if steps < 0 or beam_width < 1 or branch < 1 or edits < 0 or (max_queries is not None and max_queries < beam_width):
         raise TutorialError(
-            f"steps={steps}, beam_width={beam_width}, branch={branch}, max_queries={max_queries}: steps cannot be "
-            "negative, widths are at least 1, and max_queries at least the beam width."
+            f"steps={steps}, beam_width={beam_width}, branch={branch}, edits={edits}, max_queries={max_queries}: "
+            "steps and edits cannot be negative, widths are at least 1, and max_queries at least the beam width."
         )
     if steps and corrector is None:
         raise TutorialError(f"{steps} correction steps were asked for without a corrector; pass one, or steps=0.")
@@ -143,20 +154,25 @@ def invert(
     _embed_new(dict(enumerate(proposals)), searches, unit, embedder, _POOL * beam_width)
     _finish_round(0, range(len(searches)), searches, on_step)
 
+    local = LocalEdits(embedder, _writable(inverter)) if edits else None
+    spend = beam_width * branch + (edits + 2 * GRADIENT_QUERIES if edits else 0)  # at most, per text and round
+    rng = np.random.default_rng(0)
     bar = tqdm(range(1, steps + 1), desc="Correcting", unit="round", disable=not progress)
     for step in bar:
         active = [
             index
             for index, search in enumerate(searches)
-            if search.pool
+            if (search.pool or local)
             and search.best is not None
             and search.best.cosine < SOLVED
-            and (max_queries is None or search.queries + beam_width * branch <= max_queries)
+            and (max_queries is None or search.queries + spend <= max_queries)
         ]
         if not active:
             break
         assert corrector is not None
         rows = _expand(active, searches, target, embedder, corrector, beam_width, branch)
+        if local is not None:
+            _add_edits(rows, active, searches, target, embedder, local, edits, rng)
         _embed_new(rows, searches, unit, embedder, _POOL * beam_width)
         _finish_round(step, active, searches, on_step)
         bar.set_postfix(open=len(active))
@@ -181,9 +197,11 @@ def _expand(
         owners += [index] * min(beam_width, len(pool))
         guesses += pool[:beam_width]
         del pool[:beam_width]
+    rows: dict[int, list[str]] = {index: [] for index in active}
+    if not guesses:
+        return rows
     ids = corrector.to_model_ids(embedder.token_ids([guess.text for guess in guesses]))
     embeddings = torch.stack([guess.embedding for guess in guesses])
-    rows: dict[int, list[str]] = {index: [] for index in active}
     size = max(1, _ROWS // branch)
     for offset in range(0, len(guesses), size):
         part = slice(offset, offset + size)
@@ -193,6 +211,43 @@ def _expand(
         for owner, texts in zip(owners[part], _texts(corrector, proposed.ids, embedder), strict=True):
             rows[owner] += texts
     return rows
+
+
+def _add_edits(
+    rows: dict[int, list[str]],
+    active: list[int],
+    searches: list[_Search],
+    target: torch.Tensor,
+    embedder: Embedder,
+    local: LocalEdits,
+    edits: int,
+    rng: np.random.Generator,
+) -> None:
+    """Add up to ``edits`` untried edits of one good guess per text to its candidates.
+
+    The best guess every other round, one of the other good ones in between, lest the search circle one optimum.
+    """
+    chosen: list[list[int]] = []
+    others: list[list[list[int]]] = []
+    for index in active:
+        ids = embedder.token_ids([guess.text for guess in searches[index].elite] + rows[index])
+        pick = int(rng.integers(len(searches[index].elite))) if rng.random() < 0.5 else 0
+        chosen.append(ids[pick])
+        others.append(ids)
+    proposals = local.propose(chosen, others, target[active], rng)
+    for index, proposal in zip(active, proposals, strict=True):
+        search = searches[index]
+        search.queries += 2 * GRADIENT_QUERIES
+        candidates = itertools.islice(proposal.mixed(), 4 * edits)
+        fresh = [text for text in embedder.decode(list(candidates)) if text not in search.seen]
+        rows[index] += list(dict.fromkeys(fresh))[:edits]
+
+
+def _writable(model: Inverter) -> np.ndarray:
+    """int [V]: the embedder ids that the model's vocabulary holds, special tokens left out."""
+    if model.config.own_vocabulary:
+        return model.vocabulary.cpu().numpy()[UNKNOWN + 1 :]
+    return np.arange(UNKNOWN, model.backbone.config.vocab_size)
 
 
 def _texts(model: Inverter | Corrector, ids: torch.Tensor, embedder: Embedder) -> list[list[str]]:
