@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutorial_lib import search
+from tutorial_lib.edits import GRADIENT_QUERIES
 from tutorial_lib.errors import CheckpointError, TutorialError, VectorError
 from tutorial_lib.modeling import Candidates
 from tutorial_lib.search import SOLVED, Step, invert
@@ -55,7 +56,7 @@ def vectors(texts: list[str]) -> np.ndarray:
 
 
 class Stub:
-    """Answers from the truth: `answer(truth, guess, call, m)` gives m rows of ids (`guess` is None at first)."""
+    """Looks the truth up: `answer(truth, guess, call, m)` gives m rows of ids; `guess` is None at first."""
 
     def __init__(self, truths: list[str], answer: Any, kind: str) -> None:
         self.config = SimpleNamespace(embedder_name="toy")
@@ -75,7 +76,10 @@ class Stub:
     def to_embedder_ids(self, ids: torch.Tensor) -> list[list[int]]:
         return [[i for i in row if i != HOLE] for row in ids.tolist()]
 
-    def propose(self, target: torch.Tensor, *rest: Any, candidates: int = 1, beams: int = 1) -> Candidates:
+    def propose(
+        self, target: torch.Tensor, *rest: Any, candidates: int = 1, beams: int = 1, temperature: float = 0
+    ) -> Candidates:
+        assert beams == candidates
         self.calls += 1
         guesses = self.to_embedder_ids(rest[0]) if rest else [None] * len(target)
         if rest:  # what is handed in as the guess's embedding is that of the guess
@@ -300,10 +304,11 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": -1}, {"beam_width": 0}, {"branch": -1}, {"beam_width": 4, "max_queries": 3}]
+    "options",
+    [{"steps": -1}, {"beam_width": 0}, {"branch": -1}, {"edits": -1}, {"beam_width": 4, "max_queries": 3}],
 )
 def test_parameters_out_of_range_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(TutorialError, match="steps cannot be negative, widths are at least 1"):
+    with pytest.raises(TutorialError, match="cannot be negative, widths are at least 1"):
         toy(**options)
 
 
@@ -412,6 +417,35 @@ def test_together_is_one_at_a_time_and_twice_is_the_same(
     shorter = invert(target, *models, steps=1, beam_width=2)
     assert shorter.texts == together.at(1)
     assert shorter.queries.tolist() == together.queries_at(1).tolist()
+
+
+def test_local_edits_finish_what_a_corrector_cannot(
+    embedder: Any, make_tiny: Any, test_texts: list[str]
+) -> None:
+    """A word exchanged, two swapped: the gradient and the moves find what this corrector never writes."""
+    from tutorial_lib import Corrector, Inverter
+
+    texts = test_texts[4:]  # a new law for the people, peace and work for all the world
+    starts = ["a new war for the people", "peace and for work all the world"]
+    inverter, corrector = make_tiny(Inverter), make_tiny(Corrector, seed=1)
+    ids = inverter.to_model_ids(embedder.token_ids(starts))
+    inverter.propose = lambda e, **_: Candidates(ids[: len(e), None], torch.zeros(len(e), 1))
+    options = {"steps": 6, "beam_width": 1, "edits": 40}
+    target = embedder.encode(texts)
+    spent = embedder.queries
+    result = invert(target, embedder, inverter, corrector, **options)
+    spent = embedder.queries - spent
+    assert result.at(0) == starts
+    assert result.texts == texts
+    for rows in result.trace:
+        assert [row.cosine for row in rows] == sorted(row.cosine for row in rows)
+        assert [row.queries for row in rows] == sorted(row.queries for row in rows)
+    assert (result.queries <= 1 + result.steps * (1 + 40 + 2 * GRADIENT_QUERIES)).all()
+    gradients = 2 * GRADIENT_QUERIES * int(result.steps.sum())
+    assert result.queries.sum() in (spent, spent + gradients)  # a gradient is charged to the text at least
+    assert invert(target, embedder, inverter, corrector, **options).trace == result.trace
+    cheap = invert(target, embedder, inverter, corrector, max_queries=30, **options)
+    assert (cheap.queries <= 30).all()
 
 
 @pytest.mark.parametrize(

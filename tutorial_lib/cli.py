@@ -106,6 +106,12 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "--steps", type=at_least(0), default=20, help="correction rounds; 0: the first guess (default 20)"
     )
     search.add_argument("--beam", type=at_least(1), default=4, help="guesses corrected a round (default 4)")
+    search.add_argument(
+        "--edits",
+        type=at_least(0),
+        default=0,
+        help="local edits tried a round, guided by the embedder's gradient (default 0)",
+    )
     search.add_argument("--max-queries", type=at_least(1), help="texts embedded per vector, at most")
 
 
@@ -180,6 +186,7 @@ def _invert(arguments: argparse.Namespace) -> int:
         corrector,
         steps=arguments.steps,
         beam_width=arguments.beam,
+        edits=arguments.edits,
         max_queries=arguments.max_queries,
         on_step=watch,
     )
@@ -336,6 +343,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         corrector,
         steps=arguments.steps,
         beam_width=arguments.beam,
+        edits=arguments.edits,
         max_queries=arguments.max_queries,
         progress=sys.stderr.isatty(),
     )
