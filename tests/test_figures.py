@@ -240,7 +240,7 @@ def test_figures_are_the_same_bytes_every_time(tmp_path, kind):
     first, second = (path.read_bytes() for path in paths)
     assert first == second and len(first) > 5000
     assert b"Matplotlib v" not in first and b"dc:date" not in first
-    with pytest.raises(TutorialError, match="'a.pdf'"):
+    with pytest.raises(TutorialError, match=r"'a.pdf'"):
         figures.save(figures.bits({"a": 1}), tmp_path / "a.pdf")
 
 

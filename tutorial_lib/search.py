@@ -127,13 +127,21 @@ def invert(
     the models were made for another embedder, and :class:`TutorialError` for parameters out of range.
     """
     branch = branch or beam_width
-    if steps < 0 or beam_width < 1 or branch < 1 or edits < 0 or (max_queries is not None and max_queries < beam_width):
+    if (
+        steps < 0
+        or beam_width < 1
+        or branch < 1
+        or edits < 0
+        or (max_queries is not None and max_queries < beam_width)
+    ):
         raise TutorialError(
             f"steps={steps}, beam_width={beam_width}, branch={branch}, edits={edits}, max_queries={max_queries}: "
             "steps and edits cannot be negative, widths are at least 1, and max_queries at least the beam width."
         )
     if steps and corrector is None:
-        raise TutorialError(f"{steps} correction steps were asked for without a corrector; pass one, or steps=0.")
+        raise TutorialError(
+            f"{steps} correction steps were asked for without a corrector; pass one, or steps=0."
+        )
     for model in (inverter, corrector):
         if model is not None and model.config.embedder_name != embedder.name:
             raise CheckpointError(
@@ -149,13 +157,17 @@ def invert(
     proposals = [
         row
         for chunk in target.split(max(1, _ROWS // beam_width))
-        for row in _texts(inverter, inverter.propose(chunk, candidates=beam_width, beams=beam_width).ids, embedder)
+        for row in _texts(
+            inverter, inverter.propose(chunk, candidates=beam_width, beams=beam_width).ids, embedder
+        )
     ]
     _embed_new(dict(enumerate(proposals)), searches, unit, embedder, _POOL * beam_width)
     _finish_round(0, range(len(searches)), searches, on_step)
 
     local = LocalEdits(embedder, _writable(inverter)) if edits else None
-    spend = beam_width * branch + (edits + 2 * GRADIENT_QUERIES if edits else 0)  # at most, per text and round
+    spend = beam_width * branch + (
+        edits + 2 * GRADIENT_QUERIES if edits else 0
+    )  # at most, per text and round
     rng = np.random.default_rng(0)
     bar = tqdm(range(1, steps + 1), desc="Correcting", unit="round", disable=not progress)
     for step in bar:
