@@ -262,6 +262,16 @@ def test_beams_come_best_first_and_distinct(tiny_inverter: Any) -> None:
     assert one.ids.shape[:2] == (3, 4)
 
 
+def test_scores_are_log_probabilities_per_token(tiny_inverter: Any) -> None:
+    vectors = torch.randn(2, 384, generator=torch.Generator().manual_seed(5))
+    got = tiny_inverter.propose(vectors, candidates=3, max_tokens=5)
+    inputs = tiny_inverter.encoder_inputs(vectors)
+    for row in range(2):
+        for ids, score in zip(got.ids[row], got.scores[row].tolist(), strict=True):
+            loss = tiny_inverter.decode_loss(inputs[row : row + 1], None, ids[None]).detach()
+            assert score == pytest.approx(-float(loss), abs=0.05)  # decoding may run in bfloat16
+
+
 def test_sampling_is_various_and_repeatable(tiny_inverter: Any) -> None:
     x = torch.randn(1, 384)
     torch.manual_seed(5)

@@ -32,7 +32,7 @@ class Candidates:
     """Texts proposed for n vectors, m each, as model ids.
 
     ``ids`` int64 [n, m, t], padded with ``PAD`` after ``END``; ``scores`` float32 [n, m], log-probability per
-    token (zero when sampled).
+    token (zero when sampled, or from a single beam).
     """
 
     ids: Tensor
@@ -294,10 +294,12 @@ class VectorToText(PreTrainedModel):
                 encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
                 attention_mask=mask if mask is not None else torch.ones(inputs.shape[:2], device=self.device),
                 return_dict_in_generate=True,
-                output_scores=False,
+                output_scores=options["num_beams"] > 1,  # without it the beams' own scores are dropped too
                 **options,
             )
         ids = out.sequences[:, 1:].reshape(n, candidates, -1)
+        if ids.shape[2] > length:  # nothing but the end mark may follow the last piece allowed
+            ids[:, :, length] = torch.where(ids[:, :, length] == self.pad, self.pad, self.end)
         scores = getattr(out, "sequences_scores", None)
         scores = torch.zeros(n, candidates) if scores is None else scores.reshape(n, candidates).float()
         return Candidates(ids, scores)
