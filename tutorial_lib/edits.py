@@ -55,22 +55,25 @@ class LocalEdits:
             self.vocabulary
         ]  # [V, width]
         self._filler = embedder.tokenizer.mask_token_id
+        #: Queries that :meth:`propose` spends on each guess.
+        self.queries = GRADIENT_QUERIES * (1 if self._filler is None else 2)
 
     def propose(
         self,
         guesses: Sequence[list[int]],
         others: Sequence[Sequence[list[int]]],
         target: torch.Tensor,
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> list[Edits]:
         """Edits of n guesses (embedder ids), given other good guesses of each and target vectors [n, d].
 
         Spends one gradient on each guess, and one on the guess with a blank inserted at a random place.
         """
-        gaps = [int(rng.integers(len(ids) + 1)) for ids in guesses]
+        gaps = [int(rng.integers(len(ids) + 1)) for ids, rng in zip(guesses, rngs, strict=True)]
         rows = [list(ids) for ids in guesses]
         if self._filler is not None:
             rows += [[*ids[:gap], self._filler, *ids[gap:]] for ids, gap in zip(guesses, gaps, strict=True)]
+        self.embedder.queries += self.queries * len(guesses)
         gradients = self.embedder.gradients(rows, target.repeat(len(rows) // max(1, len(guesses)), 1))
         out = []
         for index, ids in enumerate(guesses):
@@ -87,8 +90,8 @@ class LocalEdits:
             ]
             out.append(
                 Edits(
-                    moves=_shuffled(moves(ids), rng),
-                    borrowed=_shuffled(borrowed(ids, sorted(pieces)), rng),
+                    moves=_shuffled(moves(ids), rngs[index]),
+                    borrowed=_shuffled(borrowed(ids, sorted(pieces)), rngs[index]),
                     substituted=substituted,
                     inserted=inserted,
                 )

@@ -9,6 +9,7 @@ query is spent twice on one text and the best guess so far is never lost. Explai
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tutorial_lib.corrector import Corrector
-from tutorial_lib.edits import GRADIENT_QUERIES, LocalEdits
+from tutorial_lib.edits import LocalEdits
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, TutorialError
 from tutorial_lib.inverter import Inverter
@@ -83,6 +84,7 @@ class _Search:
     elite: list[_Guess] = field(default_factory=list)  # best of all so far
     queries: int = 0
     trace: list[Step] = field(default_factory=list)
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)  # which edits to try first
 
     def add(self, guess: _Guess, keep: int) -> None:
         self.pool.append(guess)
@@ -149,7 +151,8 @@ def invert(
                 "load the pair that belongs together."
             )
     target = inverter.check_vectors(embeddings)
-    searches = [_Search() for _ in range(len(target))]
+    # Seeded by its own vector, a text's search does not depend on the texts beside it.
+    searches = [_Search(rng=np.random.default_rng(zlib.crc32(row.tobytes()))) for row in target.cpu().numpy()]
     if not searches:
         return _result(searches)
     unit = torch.nn.functional.normalize(target, dim=1)
@@ -166,9 +169,8 @@ def invert(
 
     local = LocalEdits(embedder, _writable(inverter)) if edits else None
     spend = beam_width * branch + (
-        edits + 2 * GRADIENT_QUERIES if edits else 0
+        edits + local.queries if local else 0
     )  # at most, per text and round
-    rng = np.random.default_rng(0)
     bar = tqdm(range(1, steps + 1), desc="Correcting", unit="round", disable=not progress)
     for step in bar:
         active = [
@@ -184,7 +186,7 @@ def invert(
         assert corrector is not None
         rows = _expand(active, searches, target, embedder, corrector, beam_width, branch)
         if local is not None:
-            _add_edits(rows, active, searches, target, embedder, local, edits, rng)
+            _add_edits(rows, active, searches, target, embedder, local, edits)
         _embed_new(rows, searches, unit, embedder, _POOL * beam_width)
         _finish_round(step, active, searches, on_step)
         bar.set_postfix(open=len(active))
@@ -233,7 +235,6 @@ def _add_edits(
     embedder: Embedder,
     local: LocalEdits,
     edits: int,
-    rng: np.random.Generator,
 ) -> None:
     """Add up to ``edits`` untried edits of one good guess per text to its candidates.
 
@@ -242,14 +243,15 @@ def _add_edits(
     chosen: list[list[int]] = []
     others: list[list[list[int]]] = []
     for index in active:
-        ids = embedder.token_ids([guess.text for guess in searches[index].elite] + rows[index])
-        pick = int(rng.integers(len(searches[index].elite))) if rng.random() < 0.5 else 0
+        search = searches[index]
+        ids = embedder.token_ids([guess.text for guess in search.elite] + rows[index])
+        pick = int(search.rng.integers(len(search.elite))) if search.rng.random() < 0.5 else 0
         chosen.append(ids[pick])
         others.append(ids)
-    proposals = local.propose(chosen, others, target[active], rng)
+    proposals = local.propose(chosen, others, target[active], [searches[index].rng for index in active])
     for index, proposal in zip(active, proposals, strict=True):
         search = searches[index]
-        search.queries += 2 * GRADIENT_QUERIES
+        search.queries += local.queries
         candidates = itertools.islice(proposal.mixed(), 4 * edits)
         fresh = [text for text in embedder.decode(list(candidates)) if text not in search.seen]
         rows[index] += list(dict.fromkeys(fresh))[:edits]
