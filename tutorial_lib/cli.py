@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -323,6 +324,7 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_models(parser)
     parser.add_argument("--json", action="store_true", help="the scores as JSON")
+    parser.add_argument("--card", action="store_true", help="write the scores into the cards of the weights")
     parser.set_defaults(run=_evaluate)
 
 
@@ -355,6 +357,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         spent = {"queries": queries.value, "queries_low": queries.low, "queries_high": queries.high}
         table.append(scores.table_row(f"{step} steps") | {"queries": f"{queries:.0f}"})
         rows.append({"method": f"{step} steps", "steps": step, **scores.as_dict(), **spent})
+    if arguments.card:
+        from .cards import write_card
+
+        setting = f"{arguments.corpus}, {arguments.split} split, up to {length} word pieces, beam {arguments.beam}"
+        setting += f", {arguments.edits} edits" if arguments.edits else ""
+        written = {f"{row['method']} ({setting})": {k: v for k, v in row.items() if k != "method"} for row in table}
+        for model in (inverter, corrector):
+            if model is not None:
+                print(write_card(Path(model.name_or_path), written), file=sys.stderr)
     if arguments.json:
         about = {key: getattr(arguments, key) for key in ("corpus", "split", "n", "steps", "beam", "seed")}
         print_json({"embedder": embedder.name, "max_tokens": length, **about, "scores": rows})
