@@ -37,7 +37,9 @@ def test_kinds_take_turns() -> None:
 
 @pytest.fixture(scope="module")
 def local(embedder):
-    vocabulary = np.array(sorted({i for row in embedder.token_ids(["peace war trade we the of land laws"]) for i in row}))
+    vocabulary = np.array(
+        sorted({i for row in embedder.token_ids(["peace war trade we the of land laws"]) for i in row})
+    )
     return LocalEdits(embedder, vocabulary)
 
 
@@ -65,7 +67,11 @@ def test_gradients_agree_with_finite_differences(embedder) -> None:
         for sign in (-1, 1):
             with torch.no_grad():
                 table[place] = before + sign * step * direction
-            cosines.append(float(torch.nn.functional.cosine_similarity(torch.from_numpy(embedder.encode(["peace and war"])), target)))
+            cosines.append(
+                float(
+                    torch.nn.functional.cosine_similarity(torch.from_numpy(embedder.encode(["peace and war"])), target)
+                )
+            )
     finally:
         with torch.no_grad():
             table[place] = before
