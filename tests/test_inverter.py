@@ -53,8 +53,12 @@ def test_it_learns_one_text_by_heart(tiny_inverter: Any, embedder: Any, test_tex
         loss.backward()
         optimizer.step()
     tiny_inverter.eval()
-    got = tiny_inverter.to_embedder_ids(tiny_inverter.propose(vectors).ids[:, 0])
-    assert embedder.decode(got) == texts
+    got = tiny_inverter.propose(vectors, candidates=2)
+    assert embedder.decode(tiny_inverter.to_embedder_ids(got.ids[:, 0])) == texts
+    with torch.no_grad():  # a score is the mean log-probability of the pieces and the end mark
+        for row in range(2):
+            loss = float(tiny_inverter(vectors[row : row + 1], labels[row : row + 1]))
+            assert float(got.scores[row, 0]) == pytest.approx(-loss, abs=0.05)
 
 
 @pytest.mark.parametrize("dimension", [128, 768, 4096])

@@ -94,15 +94,9 @@ def load(cls: type[Model], folder: Path, name: str = "", embedder_name: str | No
     said = str(settings["embedder_model_name"])
     try:
         backbone = t5_fields(tensors)
-        first, last = (
-            next(
-                tensor
-                for key, tensor in tensors.items()
-                if re.fullmatch(rf"embedding_transform\w*\.{at}\.weight", key)
-            )
-            for at in (0, 3)
-        )
-    except (KeyError, StopIteration) as error:
+        name_of = "embedding_transform" if cls.kind == "inverter" else "embedding_transform_1"
+        first, last = tensors[f"{name_of}.0.weight"], tensors[f"{name_of}.3.weight"]
+    except KeyError as error:
         raise CheckpointError(
             f"{name or folder} lacks tensors of a published {cls.kind}; fetch it again."
         ) from error

@@ -138,8 +138,9 @@ def _fit_whitening(model: VectorToText, config: TrainConfig, embedder: Embedder,
     rng = np.random.default_rng([config.seed, 1])
     _, start = special_ids(embedder)
     device, parts = embedder.device, []
-    for _ in range(-(-config.whiten_on // 512)):
-        ids = model.to_model_ids([row.tolist() for row in windows.sample(rng, 512)])
+    at_once = min(512, config.whiten_on)
+    for _ in range(-(-config.whiten_on // at_once)):
+        ids = model.to_model_ids([row.tolist() for row in windows.sample(rng, at_once)])
         parts.append(embed_model_ids(ids.to(device), model.vocabulary.to(device), embedder, start).cpu())
     vectors = torch.cat(parts).double()
     mean = vectors.mean(0)
