@@ -21,7 +21,7 @@ import pytest
 from tutorial_lib import cli, cli_common, cli_train
 from tutorial_lib.errors import TutorialError
 
-COMMANDS = ("invert", "evaluate", "train", "audit", "book", "check")
+COMMANDS = ("invert", "evaluate", "train", "audit", "reproduce", "book", "check")
 Said = tuple[int, str, str]
 
 

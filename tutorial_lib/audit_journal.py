@@ -1,4 +1,5 @@
-"""What an audit has finished, kept so that a kill at any moment loses nothing (chapter 4)."""
+"""What a long run has finished, kept so that a kill at any moment loses nothing: audits (chapter 4), and the
+paper's table (Reproduce the paper)."""
 
 from __future__ import annotations
 
@@ -6,36 +7,42 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .audit_sample import Scan
 from .errors import StoreError, TutorialError
+
+if TYPE_CHECKING:
+    from .audit_sample import Scan
 
 
 class Journal:
-    """Append-only log of an audit: one JSON object a line, on the disk before `append` returns."""
+    """Append-only log of a run: one JSON object a line, on the disk before `append` returns.
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    what: the run in the words of its errors. settings: refused when they differ from those it was started with.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool, what: str = "audit") -> None:
+        self.what = what
         self.path, self.sample = folder / "journal.jsonl", folder / "sample.npz"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.entries = list(self._read())
         except OSError as error:
             raise StoreError(
-                f"the audit cannot write to {str(folder)!r} ({error.strerror}): choose another out folder"
+                f"the {what} cannot write to {str(folder)!r} ({error.strerror}): choose another out folder"
             ) from error
         if self.entries and not resume:
             raise TutorialError(
-                f"{str(folder)!r} already holds an audit: pass resume=True (--resume), or choose "
+                f"{str(folder)!r} already holds an {what}: pass resume=True (--resume), or choose "
                 "another out folder"
             )
         if self.entries and self.entries[0].get("settings") != settings:
             old = self.entries[0].get("settings", {})
             changed = ", ".join(sorted(k for k in settings if old.get(k) != settings[k]))
             raise TutorialError(
-                f"the audit in {str(folder)!r} was started with another {changed}: choose another out folder"
+                f"the {what} in {str(folder)!r} was started with another {changed}: choose another out folder"
             )
         if not self.entries:
             self.append({"settings": settings})
@@ -53,7 +60,7 @@ class Journal:
                 yield json.loads(line)
             except ValueError as error:
                 raise TutorialError(
-                    f"line {number} of {str(self.path)!r} is damaged: delete the folder and audit again"
+                    f"line {number} of {str(self.path)!r} is damaged: delete the folder and begin again"
                 ) from error
 
     def find(self, key: str) -> Any:
@@ -76,7 +83,7 @@ class Journal:
                 os.close(descriptor)
         except OSError as error:
             raise StoreError(
-                f"the audit cannot write {str(self.path)!r} ({error.strerror}): free space, then resume"
+                f"the {self.what} cannot write {str(self.path)!r} ({error.strerror}): free space, then resume"
             ) from error
         self.entries.append(entry)
 
@@ -95,6 +102,8 @@ class Journal:
         os.replace(part, self.sample)
 
     def load_sample(self, entry: dict[str, Any]) -> Scan:
+        from .audit_sample import Scan  # it brings in all that an audit needs
+
         with np.load(self.sample, allow_pickle=False) as data:
             ids, texts = json.loads(data["text"].tobytes())
             return Scan(entry["rows"], entry["skipped"], tuple(entry["norm"]), ids, data["vectors"], texts)

@@ -107,7 +107,9 @@ def _executed(book: Book, stem: str, profile: str, runs: Path, force: bool, echo
     record.unlink(missing_ok=True)
     scratch = runs / f"{stem}.partial.ipynb"
     offline = profile in (SMOKE, "cpu")
-    notebook = notebooks.execute(source, scratch, book.folder, offline=offline)
+    # a cell of the real reproduction takes hours on a T4; elsewhere half an hour means that something hangs
+    limit = 86_400 if profile == "paper" else 1800
+    notebook = notebooks.execute(source, scratch, book.folder, offline=offline, timeout=limit)
     notebooks.tidy(notebook, stem)
     write(kept, notebooks.dumps(notebook))
     write(record, json.dumps(fingerprint, sort_keys=True))

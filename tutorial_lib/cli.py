@@ -1,4 +1,4 @@
-"""The command line: `tutorial-lib invert | evaluate | train | audit | book | check`.
+"""The command line: `tutorial-lib invert | evaluate | train | audit | reproduce | book | check`.
 
 One function per subcommand adds its parser, another runs it. Results go to stdout, progress to stderr; bad
 input is one sentence and status 2. Heavy libraries are imported when a command runs: `--help` is instant.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .audit import add_parser as add_audit
 from .cli_common import at_least, example, hush, print_json
+from .cli_reproduce import add_reproduce
 from .cli_train import add_train
 from .errors import TextError, TutorialError
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for add_parser in (add_invert, add_evaluate, add_train, add_audit, add_book, add_check):
+    for add_parser in (add_invert, add_evaluate, add_train, add_audit, add_reproduce, add_book, add_check):
         add_parser(commands)
     arguments = parser.parse_args(argv)
     name = f"tutorial-lib {arguments.command}"
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = "; what was finished is saved, go on with --resume" if arguments.command in _RESUMABLE else ""
+        hint = _RESUMABLE.get(arguments.command, "")
         print(f"\n{name}: interrupted{hint}.", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-_RESUMABLE = ("train", "audit")
+_RESUMABLE = dict.fromkeys(("train", "audit"), "; what was finished is saved, go on with --resume")
+_RESUMABLE["reproduce"] = "; what was finished is saved, the same command goes on"
 
 
 class _Version(argparse.Action):
