@@ -76,7 +76,7 @@ def test_padding_changes_nothing(tiny_corrector: Any, vectors: Any, monkeypatch:
 
 @pytest.mark.parametrize(
     ("blind", "without_own", "without_target"),
-    [("", False, False), ("difference", False, False), ("feedback", True, False)],
+    [("", False, False), ("slope", False, False), ("difference", False, False), ("feedback", True, False)],
 )
 @torch.no_grad()
 def test_what_each_blindness_hides(
@@ -90,7 +90,7 @@ def test_what_each_blindness_hides(
     k = model.config.num_pseudo_tokens
     third = slice(3 + 2 * k, 3 + 3 * k)  # the pseudo-tokens of e - ê
     moved = model.encoder_inputs(target + 1, GUESS, own)[0]
-    assert torch.equal(moved[:, third], base[:, third]) == bool(blind)
+    assert torch.equal(moved[:, third], base[:, third]) == (blind in ("difference", "feedback"))
 
 
 @torch.no_grad()
@@ -99,8 +99,8 @@ def test_channels_can_be_withheld_row_by_row(make_tiny: Any, vectors: Any) -> No
     model = make_tiny(Corrector, seed=1)
     blind = make_tiny(Corrector, seed=1, blind="feedback")
     target, own = vectors
-    left = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    got = model.encoder_inputs(target, GUESS, own, left)[0]
+    left = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    got = model.encoder_inputs(target, GUESS, own, left=left)[0]
     assert torch.equal(got[0], blind.encoder_inputs(target, GUESS, own)[0][0])
     assert torch.equal(got[1], model.encoder_inputs(target, GUESS, own)[0][1])
 
@@ -136,3 +136,95 @@ def test_any_dimension(make_tiny: Any, dimension: int) -> None:
     model = make_tiny(Corrector, dimension=dimension)
     x = model.check_vectors(np.random.default_rng(0).normal(size=(2, dimension)))
     assert model.propose(x, GUESS, x, max_tokens=2).ids.shape[0] == 2
+
+
+def test_a_slope_moves_its_own_token_only(make_tiny: Any, vectors: Any) -> None:
+    """LayerNorm(table(token) + slope_transform(slope / its root mean square over the text))."""
+    model = make_tiny(Corrector, seed=1, slope_width=384)
+    target, own = vectors
+    slope = torch.zeros(2, 4, 384)
+    slope[0, 1] = torch.randn(384, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        without = model.encoder_inputs(target, GUESS, own)[0]
+        got = model.encoder_inputs(target, GUESS, own, slope)[0]
+        place = got.shape[1] - GUESS.shape[1] + 1
+        moved = (got != without).any(2)
+        assert moved.nonzero().tolist() == [[0, place]]
+        size = slope[0].square().mean().sqrt()
+        word = model.backbone.shared.weight[GUESS[0, 1]] + model.slope_transform(slope[0, 1] / size)
+        assert torch.allclose(got[0, place], model.layernorm(word), atol=1e-5)
+        # the length of a slope says nothing, its direction everything
+        assert torch.allclose(model.encoder_inputs(target, GUESS, own, 1e-6 * slope)[0], got, atol=1e-5)
+
+
+@pytest.mark.parametrize(("blind", "reads"), [("", True), ("slope", False), ("difference", False), ("feedback", False)])
+@torch.no_grad()
+def test_slopes_are_withheld_with_the_difference(make_tiny: Any, vectors: Any, blind: str, reads: bool) -> None:
+    model = make_tiny(Corrector, seed=1, slope_width=384, blind=blind)
+    target, own = vectors
+    slope = torch.randn(2, 4, 384, generator=torch.Generator().manual_seed(1))
+    assert model.reads_slopes is reads
+    same = torch.equal(model.encoder_inputs(target, GUESS, own, slope)[0], model.encoder_inputs(target, GUESS, own)[0])
+    assert same is not reads
+
+
+def test_weights_without_slopes_ignore_them(tiny_corrector: Any, vectors: Any) -> None:
+    target, own = vectors
+    with torch.no_grad():
+        a = tiny_corrector.encoder_inputs(target, GUESS, own, torch.ones(2, 4, 384))[0]
+        assert torch.equal(a, tiny_corrector.encoder_inputs(target, GUESS, own)[0])
+    assert not tiny_corrector.reads_slopes
+
+
+@pytest.fixture
+def aligned(make_tiny: Any) -> Corrector:
+    model: Corrector = make_tiny(Corrector, seed=1, aligned=True, slope_width=384)
+    return model
+
+
+@torch.no_grad()
+def test_the_decoder_sees_each_place_of_the_guess_and_its_neighbours(aligned: Any) -> None:
+    slope = torch.randn(2, 4, 384, generator=torch.Generator().manual_seed(1))
+    got = aligned.decoder_inputs(GUESS, slope)
+    assert got.shape == (2, 4, 32)
+    words = aligned._words(GUESS, slope, None) * (GUESS != PAD)[:, :, None]
+    zero = torch.zeros(32)
+    for row in range(2):
+        for place in range(4):
+            before = words[row, place - 1] if place else zero
+            after = words[row, place + 1] if place < 3 else zero
+            want = aligned.align(torch.cat([before, words[row, place], after]))
+            assert torch.allclose(got[row, place], want, atol=1e-5)
+
+
+def test_an_aligned_guess_reaches_loss_and_writing(
+    aligned: Any, vectors: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With everything but the aligned place silenced, the corrector writes the guess again, beam by beam."""
+    from tutorial_lib import modeling
+
+    monkeypatch.setattr(modeling, "fast_dtype", lambda device: torch.float32)
+    target, own = vectors
+    with torch.no_grad():
+        for name, value in aligned.named_parameters():
+            if ".o.weight" in name or ".wo.weight" in name:  # no layer adds anything to the residual stream
+                value.zero_()
+        aligned.align.weight.zero_()
+        aligned.align.weight[:, 32:64] = 10 * torch.eye(32)
+        aligned.slope_transform.weight.zero_()
+        aligned.backbone.shared.weight.copy_(torch.nn.functional.normalize(aligned.backbone.shared.weight) * 32**0.5)
+    want = [[4, 5, 6], [7]]
+    for options in ({}, {"beams": 3, "candidates": 3}, {"temperature": 1e-3}):
+        ids = aligned.propose(target, GUESS, own, max_tokens=5, **options).ids
+        table = aligned.vocabulary.tolist()
+        assert [aligned.to_embedder_ids(ids[row, :1])[0] for row in range(2)] == [[table[i] for i in row] for row in want]
+    copied = float(aligned(target, GUESS, own, GUESS).detach())
+    other = float(aligned(target, GUESS, own, GUESS.flip(0)).detach())
+    assert copied < other
+
+
+def test_every_channel_of_an_aligned_corrector_is_trained(aligned: Any, vectors: Any) -> None:
+    target, own = vectors
+    slope = torch.randn(2, 4, 384)
+    aligned(target, GUESS, own, torch.tensor([[4, 5, END], [6, END, PAD]]), slope).backward()
+    assert [name for name, parameter in aligned.named_parameters() if parameter.grad is None] == []

@@ -58,6 +58,8 @@ def vectors(texts: list[str]) -> np.ndarray:
 class Stub:
     """Looks the truth up: `answer(truth, guess, call, m)` gives m rows of ids; `guess` is None at first."""
 
+    reads_slopes = False
+
     def __init__(self, truths: list[str], answer: Any, kind: str) -> None:
         self.config = SimpleNamespace(embedder_name="toy")
         self.kind, self.answer = kind, answer

@@ -224,7 +224,7 @@ def test_every_setting_that_matters_is_compared_on_resume(
     other: dict[str, Any] = {
         "kind": "corrector" if kind == "inverter" else "inverter", "output": "elsewhere",
         "embedder": "another", "corpus": ("sotu",), "optimizer": "adamw", "inverter": "elsewhere",
-        "blind": "feedback",
+        "blind": "feedback", "begin_from": "elsewhere",
     }  # fmt: skip
     free = {"output", "max_minutes", "max_steps", "segment_minutes", "checkpoint_minutes"}
     for field in fields(TrainConfig):
@@ -502,7 +502,7 @@ def test_special_ids(embedder: Any) -> None:
 
 def test_guesses_age_and_are_renewed(config: TrainConfig, trained: str, embedder: Any) -> None:
     """Each row is used ``reuse`` times, then gets a new guess for its target, or a new target."""
-    config = replace(config, kind="corrector", inverter=trained, fresh=0.5, reuse=2)
+    config = replace(config, kind="corrector", inverter=trained, pool=4, fresh=0.5, reuse=2)
     windows = Windows(config, embedder)
     corrector = build_model(config, embedder, windows)
     inverter = Inverter.from_pretrained(trained)
@@ -517,7 +517,8 @@ def test_guesses_age_and_are_renewed(config: TrainConfig, trained: str, embedder
         for turn in range(8):
             batch = pool.next()
             rows = slice((turn % 4) * 8, (turn % 4 + 1) * 8)
-            assert all(torch.equal(batch[key], before[key][rows]) for key in before)
+            assert set(batch) == set(before) - {"age"}
+            assert all(torch.equal(batch[key], before[key][rows]) for key in batch)
             pool.advance(np.random.default_rng([cycle, turn]))
             unchanged = all(torch.equal(pool.state[key], before[key]) for key in before)
             assert unchanged == (turn < 7)
@@ -525,6 +526,8 @@ def test_guesses_age_and_are_renewed(config: TrainConfig, trained: str, embedder
         shares.append(float(kept.float().mean()))
         assert torch.equal(pool.state["target"][kept], before["target"][kept])
         rewritten += float((pool.state["guess"][kept] != before["guess"][kept]).any(1).float().mean())
+        assert (pool.state["age"][kept] == before["age"][kept] + 1).all()
+        assert int(pool.state["age"].max()) <= config.rewrites
     assert 0.3 < np.mean(shares) < 0.7
     assert rewritten > 0
     for ids in (pool.state["labels"], pool.state["guess"]):
@@ -532,6 +535,12 @@ def test_guesses_age_and_are_renewed(config: TrainConfig, trained: str, embedder
         assert ((ids == END).sum(1) >= 1).all()
     for key in ("target", "guess_embedding"):
         assert pool.state[key].norm(dim=1).allclose(torch.ones(size), atol=1e-2)
+    guesses = corrector.to_embedder_ids(pool.state["guess"])
+    for row in [row for row, ids in enumerate(guesses) if ids][:4]:  # the slope is the embedder's gradient at each word, scaled; zero at what closes the text
+        (want,) = embedder.gradients([guesses[row]], pool.state["target"][row : row + 1])
+        got = pool.state["slope"][row].float()
+        assert torch.cosine_similarity(got[: len(want)].flatten(), want.flatten(), dim=0) > 0.98
+        assert not got[len(want) :].any()
     labels = corrector.to_embedder_ids(pool.state["labels"])
     assert np.allclose(embedder.encode(embedder.decode(labels)), pool.state["target"].numpy(), atol=2e-2)
 
@@ -545,3 +554,12 @@ def test_torn_rows_of_the_curve_are_dropped(tmp_path: Path) -> None:
     with training._Curve(path, 10, True):
         pass
     assert [row[0] for row in curve(tmp_path)] == ["10"]
+
+
+def test_a_run_may_begin_from_weights(config: TrainConfig, trained: str, embedder: Any, tmp_path: Path) -> None:
+    windows = Windows(config, embedder)
+    known = Inverter.from_pretrained(trained)
+    model = build_model(replace(config, begin_from=trained, seed=9), embedder, windows)
+    assert all(torch.equal(value, known.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="other shapes than these settings"):
+        build_model(replace(config, begin_from=trained, num_pseudo_tokens=5), embedder, windows)

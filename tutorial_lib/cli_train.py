@@ -47,10 +47,12 @@ _RUN: tuple[_Option, ...] = (
     ("--sampled", at_least(0), "classes drawn for the sampled softmax; 0: all (default 2048)"),
 )
 _GUESSES: tuple[_Option, ...] = (
-    ("--reuse", at_least(1), "steps each guess takes part in before it is rewritten (default 2)"),
+    ("--pool", at_least(1), "batches of guesses rewritten together (default 16)"),
+    ("--reuse", at_least(1), "steps each guess takes part in before it is rewritten (default 1)"),
     ("--blinded", share, "share of rows with a channel withheld, for fair ablations (default 0.15)"),
-    ("--fresh", share, "share of guesses replaced by a new window each time round (default 0.3)"),
+    ("--fresh", share, "share of guesses replaced by a new window each time round (default 0.5)"),
     ("--corrupted", share, "of new windows, the share that starts from a worse text (default 0.3)"),
+    ("--rewrites", at_least(1), "times a guess is rewritten before its text is given up (default 2)"),
 )
 
 
@@ -90,7 +92,13 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     guesses.add_argument(
         "--inverter", help="whose guesses it learns from (default: the run beside it, else the shipped one)"
     )
-    guesses.add_argument("--blind", choices=("difference", "feedback"), help="take channels away")
+    guesses.add_argument("--blind", choices=("slope", "difference", "feedback"), help="take channels away")
+    guesses.add_argument(
+        "--slopes",
+        action=argparse.BooleanOptionalAction,
+        help="read the embedder's gradient at each token of the guess (default: yes)",
+    )
+    run.add_argument("--begin-from", help="weights to go on from: a name or folder (default: a fresh model)")
     groups = ((data, _DATA), (parser.add_argument_group("model"), _MODEL), (run, _RUN), (guesses, _GUESSES))
     for group, options in groups:
         for option, kind, meaning in options:
@@ -137,7 +145,7 @@ def training_config(arguments: argparse.Namespace) -> TrainConfig:
     embedder = given.get("embedder", TrainConfig.embedder)
     folder = Path("runs") / canonical_name(embedder).replace("/", "--") / arguments.kind
     given.setdefault("output", str(folder))
-    only = sorted({"inverter", "blind", "blinded", "reuse", "fresh", "corrupted"} & set(given))
+    only = sorted({"inverter", "blind", "blinded", "reuse", "fresh", "corrupted", "pool", "rewrites", "slopes"} & set(given))
     if arguments.kind == "inverter" and only:
         raise TutorialError(f"--{only[0]} belongs to the corrector; leave it out when training an inverter.")
     if arguments.kind == "corrector":

@@ -2,7 +2,9 @@
 
     [SEP] MLP1(e) [SEP] MLP3(ê) [SEP] MLP2(e - ê) [SEP] tokens of the guess  --LayerNorm--> encoder -> decoder
 
-where e is the target's embedding and ê the guess's own. Chapter 3 explains why the difference matters.
+where e is the target's embedding and ê the guess's own. For an embedder whose weights the attacker holds, each
+token of the guess also carries the *slope*: the gradient of cos(e, ê) at that token's input embedding, which is the
+difference carried back through the embedder to the words that caused it. Chapter 3 explains why both matter.
 """
 
 from __future__ import annotations
@@ -11,16 +13,18 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tutorial_lib.modeling import Candidates, InversionConfig, VectorToText, pseudo_token_mlp
 
-Blind = Literal["", "difference", "feedback"]
+Blind = Literal["", "slope", "difference", "feedback"]
 
 
 class CorrectorConfig(InversionConfig):
     """Configuration of a :class:`Corrector`; ``blind`` takes channels away for the ablation of chapter 3.
 
-    ``"difference"`` zeroes e - ê; ``"feedback"`` zeroes e - ê and ê, so that the guess is seen without its
+    ``"slope"`` zeroes the slopes (what is left is a black-box attack); ``"difference"`` zeroes e - ê in both its
+    forms, as a vector and as slopes; ``"feedback"`` zeroes ê as well, so that the guess is seen without its
     embedding (the paper's ablation). Training takes them away now and then (``TrainConfig.blinded``), so that
     weights with a channel withheld are not asked for something they never saw.
     """
@@ -28,13 +32,18 @@ class CorrectorConfig(InversionConfig):
     model_type = "tutorial_lib_corrector"
 
     blind: str = ""
+    aligned: bool = False  # does the decoder see the guess at each place? Published weights do not know this
+    slope_width: int = 0  # values per token of the embedder's input, if the corrector reads slopes; 0: it does not
 
 
 class Corrector(VectorToText):
     """Writes a better text from a target embedding, a guess and the guess's embedding: p(x | e, guess, ê).
 
     ``embedding_transform_1``, ``_2`` and ``_3`` take e, e - ê and ê (whitened, [d]) to ``num_pseudo_tokens``
-    encoder inputs each; ``layernorm`` [width] normalises the whole input sequence.
+    encoder inputs each; ``slope_transform`` (if the weights read slopes) takes a token's slope [slope_width] to what
+    is added to that token [width]; ``align`` (if the weights are aligned) takes a place of the guess and its two
+    neighbours [3 width] to what the decoder sees there [width]; ``layernorm`` [width] normalises the whole encoder
+    input.
     """
 
     config_class = CorrectorConfig
@@ -47,6 +56,10 @@ class Corrector(VectorToText):
         self.embedding_transform_1 = pseudo_token_mlp(config.dimension, width, k)
         self.embedding_transform_2 = pseudo_token_mlp(config.dimension, width, k)
         self.embedding_transform_3 = pseudo_token_mlp(config.dimension, width, k)
+        if config.slope_width:
+            self.slope_transform = nn.Linear(config.slope_width, width, bias=False)
+        if config.aligned:
+            self.align = nn.Linear(3 * width, width, bias=False)
         self.layernorm = nn.LayerNorm(width)
         self.post_init()
 
@@ -60,40 +73,73 @@ class Corrector(VectorToText):
 
         return load(cls, name, *args, **kwargs)
 
-    #: What each kind of blindness leaves of (e - ê, ê).
-    LEFT: ClassVar[dict[str, tuple[float, float]]] = {
-        "": (1.0, 1.0), "difference": (0.0, 1.0), "feedback": (0.0, 0.0),
+    #: What each kind of blindness leaves of (e - ê, ê, slopes).
+    LEFT: ClassVar[dict[str, tuple[float, float, float]]] = {
+        "": (1.0, 1.0, 1.0), "slope": (1.0, 1.0, 0.0), "difference": (0.0, 1.0, 0.0), "feedback": (0.0, 0.0, 0.0),
     }  # fmt: skip
 
+    @property
+    def reads_slopes(self) -> bool:
+        """Does :meth:`propose` make use of slopes?"""
+        return bool(self.config.slope_width) and bool(self.LEFT[self.config.blind][2])
+
     def encoder_inputs(
-        self, target: Tensor, guess: Tensor, guess_embedding: Tensor, left: Tensor | None = None
+        self,
+        target: Tensor,
+        guess: Tensor,
+        guess_embedding: Tensor,
+        slope: Tensor | None = None,
+        left: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """e [n, d], guess [n, t], ê [n, d] -> inputs [n, 4 + 3k + t, width] and their mask [n, 4 + 3k + t].
 
-        ``left`` [n, 2] scales the channels e - ê and ê of each row; by default all follow ``config.blind``.
+        ``slope`` [n, t, slope_width] is the gradient of the cosine at each token of the guess, of any length (it is
+        scaled here); None withholds it. ``left`` [n, 3] scales the channels e - ê, ê and slope of each row; by
+        default all follow ``config.blind``.
         """
         n = len(target)
         if left is None:
             left = torch.tensor([self.LEFT[self.config.blind]], device=target.device)
         e, ê = self.whitened(target), self.whitened(guess_embedding)
         difference = (e - ê) * left[:, :1]
-        ê = ê * left[:, 1:]
+        ê = ê * left[:, 1:2]
 
         def tokens(transform: nn.Module, vector: Tensor) -> Tensor:
             return transform(vector).view(n, self.config.num_pseudo_tokens, -1)
 
         table = self.backbone.get_input_embeddings()
         mark = table(torch.full((n, 1), self.end, device=guess.device))  # [n, 1, width]
+        words = self._words(guess, slope, left)
         parts = [
             mark, tokens(self.embedding_transform_1, e),
             mark, tokens(self.embedding_transform_3, ê),
             mark, tokens(self.embedding_transform_2, difference),
-            mark, table(guess),
+            mark, words,
         ]  # fmt: skip
         inputs = self.layernorm(torch.cat([part.to(mark.dtype) for part in parts], dim=1))
         mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=guess.device)
         mask[:, -guess.shape[1] :] = (guess != self.pad).long()
         return inputs, mask
+
+    def decoder_inputs(self, guess: Tensor, slope: Tensor | None = None, left: Tensor | None = None) -> Tensor | None:
+        """Guess [n, t] -> what the decoder sees beside its own last word [n, t, width]; None if not aligned.
+
+        A T5 has no notion of "the same place in the other sequence"; learning to copy a guess through attention
+        takes it longer than all of a small budget, and until then it ignores the guess (chapter 3).
+        """
+        if not self.config.aligned:
+            return None
+        words = self._words(guess, slope, left) * (guess != self.pad)[:, :, None]
+        before, after = functional.pad(words, (0, 0, 1, 0))[:, :-1], functional.pad(words, (0, 0, 0, 1))[:, 1:]
+        return self.align(torch.cat([before, words, after], dim=2))
+
+    def _words(self, guess: Tensor, slope: Tensor | None, left: Tensor | None) -> Tensor:
+        """[n, t] -> the guess's token embeddings, with their slopes, [n, t, width]."""
+        words = self.backbone.get_input_embeddings()(guess)
+        if slope is None or not self.config.slope_width:
+            return words
+        seen = self.LEFT[self.config.blind][2] if left is None else left[:, 2:, None]
+        return words + self.slope_transform(unit_slopes(slope) * seen).to(words.dtype)
 
     def forward(
         self,
@@ -101,27 +147,35 @@ class Corrector(VectorToText):
         guess: Tensor,
         guess_embedding: Tensor,
         labels: Tensor,
+        slope: Tensor | None = None,
         sampled: int = 0,
         left: Tensor | None = None,
     ) -> Tensor:
         """Training loss: e [n, d], guess ids [n, t], ê [n, d], labels [n, t'] -> scalar, nats per token."""
-        inputs, mask = self.encoder_inputs(target, guess, guess_embedding, left)
-        return self.decode_loss(inputs, mask, labels, sampled)
+        inputs, mask = self.encoder_inputs(target, guess, guess_embedding, slope, left)
+        return self.decode_loss(inputs, mask, labels, sampled, aligned=self.decoder_inputs(guess, slope, left))
 
     def propose(
         self,
         target: Tensor,
         guess: Tensor,
         guess_embedding: Tensor,
+        slope: Tensor | None = None,
         *,
         candidates: int = 1,
         beams: int = 1,
         temperature: float = 0.0,
         max_tokens: int | None = None,
     ) -> Candidates:
-        """Correct guesses: e [n, d], guess ids [n, t], ê [n, d] -> ``candidates`` texts each."""
+        """Correct guesses: e [n, d], guess ids [n, t], ê [n, d], slopes [n, t, w] -> ``candidates`` texts each."""
         with self.autocast():
-            inputs, mask = self.encoder_inputs(target, guess, guess_embedding)
-        return self._generate(
-            inputs, mask, beams, candidates, temperature, max_tokens or self.config.max_tokens
-        )
+            inputs, mask = self.encoder_inputs(target, guess, guess_embedding, slope)
+            aligned = self.decoder_inputs(guess, slope)
+        length = max_tokens or self.config.max_tokens
+        return self._generate(inputs, mask, beams, candidates, temperature, length, aligned)
+
+
+def unit_slopes(slope: Tensor) -> Tensor:
+    """[n, t, w] -> the same with a root mean square of 1 over each text, so that a near miss still shows."""
+    size = slope.float().square().mean(dim=(1, 2), keepdim=True).sqrt()
+    return (slope.float() / size.clamp_min(1e-20)).to(slope.dtype)

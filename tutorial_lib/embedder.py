@@ -214,17 +214,24 @@ class Embedder:
             {"input_ids": [[*before, *row, *after] for row in ids]}, return_tensors="pt"
         ).to(self.device)
         offset = len(before)
+        _, slope = self.gradients_of_ids(encoded["input_ids"], encoded["attention_mask"], targets)
+        return [row[offset : offset + len(content)] for row, content in zip(slope, ids, strict=True)]
+
+    def gradients_of_ids(
+        self, ids: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`encode_ids` and :meth:`gradients` in one: ids and mask [n, t] with their special tokens, targets
+        [n, d] -> embeddings [n, d], slopes [n, t, width]. The caller counts the queries."""
         with torch.enable_grad():
-            inputs = (
-                self.transformer.get_input_embeddings()(encoded["input_ids"]).detach().requires_grad_(True)
-            )
-            hidden = self.transformer(inputs_embeds=inputs, attention_mask=encoded["attention_mask"])[0]
-            features = {"token_embeddings": hidden, "attention_mask": encoded["attention_mask"]}
+            inputs = self.transformer.get_input_embeddings()(ids).detach().requires_grad_(True)
+            hidden = self.transformer(inputs_embeds=inputs, attention_mask=mask)[0]
+            features = {"token_embeddings": hidden, "attention_mask": mask}
             for module in list(self._model)[1:]:  # pooling, and whatever follows it
                 features = module(features)
-            cosine = torch.nn.functional.cosine_similarity(features["sentence_embedding"], targets)
+            embeddings = features["sentence_embedding"]
+            cosine = torch.nn.functional.cosine_similarity(embeddings, targets)
             (slope,) = torch.autograd.grad(cosine.sum(), inputs)
-        return [row[offset : offset + len(content)] for row, content in zip(slope, ids, strict=True)]
+        return embeddings.detach(), slope
 
     def batches(self, texts: Sequence[str], size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Embed a long list piece by piece: yields (offset, float32 [b, dimension])."""

@@ -97,6 +97,22 @@ def build_vocabulary(counts: np.ndarray, special: Sequence[int], minimum: int = 
     return np.concatenate([np.asarray(special), chosen]).astype(np.int32)
 
 
+class AlignedT5(T5ForConditionalGeneration):
+    """A T5 whose decoder may be shown something at each place, beside the word it wrote last."""
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, aligned: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As in T5; ``aligned`` [n, t, width] is added to the decoder's input embeddings place by place."""
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if aligned is not None:
+            ids = inputs.pop("decoder_input_ids")
+            words = self.get_input_embeddings()(ids)
+            end = input_ids.shape[1]
+            inputs["decoder_inputs_embeds"] = words + aligned[:, end - ids.shape[1] : end].to(words.dtype)
+        return inputs
+
+
 class VectorToText(PreTrainedModel):
     """Base of :class:`Inverter` and :class:`Corrector`: whitening, vocabulary, loss and generation.
 
@@ -114,7 +130,7 @@ class VectorToText(PreTrainedModel):
     def __init__(self, config: InversionConfig) -> None:
         super().__init__(config)
         t5 = config.t5()
-        self.backbone = T5ForConditionalGeneration(t5)
+        self.backbone = AlignedT5(t5)
         d = config.dimension
         if config.whiten:
             self.register_buffer("whiten_mean", torch.zeros(d))
@@ -224,9 +240,17 @@ class VectorToText(PreTrainedModel):
     # ---- training -----------------------------------------------------------------------------------------
 
     def decode_loss(
-        self, inputs: Tensor, mask: Tensor | None, labels: Tensor, sampled: int = 0, frequent: int = 2048
+        self,
+        inputs: Tensor,
+        mask: Tensor | None,
+        labels: Tensor,
+        sampled: int = 0,
+        frequent: int = 2048,
+        aligned: Tensor | None = None,
     ) -> Tensor:
         """Mean cross-entropy (nats per token) of ``labels`` [n, t] given encoder inputs [n, s, width].
+
+        ``aligned`` [n, t', width] is added to the decoder's inputs place by place (cut or padded to t).
 
         With ``sampled`` > 0 the softmax runs over the batch's own tokens, the ``frequent`` most common ones
         and that many others drawn at random, whose logits are raised by the log of how many each stands for:
@@ -234,8 +258,11 @@ class VectorToText(PreTrainedModel):
         """
         t5 = self.backbone
         encoded = t5.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+        words = t5.get_input_embeddings()(t5._shift_right(labels))
+        if aligned is not None:
+            words = words + _cut(aligned, labels.shape[1]).to(words.dtype)
         hidden = t5.decoder(
-            input_ids=t5._shift_right(labels),
+            inputs_embeds=words,
             encoder_hidden_states=encoded,
             encoder_attention_mask=mask,
             use_cache=False,
@@ -279,6 +306,7 @@ class VectorToText(PreTrainedModel):
         candidates: int,
         temperature: float,
         length: int,
+        aligned: Tensor | None = None,
     ) -> Candidates:
         """Decode [n, s, width] into ``candidates`` texts each: beam search, or sampling at a temperature."""
         n = len(inputs)
@@ -287,6 +315,8 @@ class VectorToText(PreTrainedModel):
             options |= {"do_sample": True, "temperature": temperature, "top_k": 50, "num_beams": 1}
         else:
             options |= {"do_sample": False, "num_beams": max(beams, candidates), "length_penalty": 1.0}
+        if aligned is not None:
+            options["aligned"] = _cut(aligned, length + 1)
         # Autocast casts a weight once inside this block; the encoder runs once however many candidates.
         with self.autocast():
             encoded = self.backbone.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
@@ -303,6 +333,11 @@ class VectorToText(PreTrainedModel):
         scores = getattr(out, "sequences_scores", None)
         scores = torch.zeros(n, candidates) if scores is None else scores.reshape(n, candidates).float()
         return Candidates(ids, scores)
+
+
+def _cut(aligned: Tensor, length: int) -> Tensor:
+    """[n, t, width] -> [n, length, width], zeros after t."""
+    return functional.pad(aligned, (0, 0, 0, length - aligned.shape[1]))
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

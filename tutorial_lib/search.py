@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tutorial_lib.corrector import Corrector
-from tutorial_lib.edits import LocalEdits
+from tutorial_lib.edits import GRADIENT_QUERIES, LocalEdits
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, TutorialError
 from tutorial_lib.inverter import Inverter
@@ -168,9 +168,9 @@ def invert(
     _finish_round(0, range(len(searches)), searches, on_step)
 
     local = LocalEdits(embedder, _writable(inverter)) if edits else None
-    spend = beam_width * branch + (
-        edits + local.queries if local else 0
-    )  # at most, per text and round
+    # Queries at most, per text and round.
+    each = branch + (GRADIENT_QUERIES if corrector is not None and corrector.reads_slopes else 0)
+    spend = beam_width * each + (edits + local.queries if local else 0)
     bar = tqdm(range(1, steps + 1), desc="Correcting", unit="round", disable=not progress)
     for step in bar:
         active = [
@@ -214,17 +214,33 @@ def _expand(
     rows: dict[int, list[str]] = {index: [] for index in active}
     if not guesses:
         return rows
-    ids = corrector.to_model_ids(embedder.token_ids([guess.text for guess in guesses]))
+    tokens = embedder.token_ids([guess.text for guess in guesses])
+    ids = corrector.to_model_ids(tokens)
     embeddings = torch.stack([guess.embedding for guess in guesses])
     size = max(1, _ROWS // branch)
     for offset in range(0, len(guesses), size):
         part = slice(offset, offset + size)
+        wanted = target[owners[part]]
+        slope = None
+        if corrector.reads_slopes:
+            slope = _padded(embedder.gradients(tokens[part], wanted), ids.shape[1])
+            embedder.queries += GRADIENT_QUERIES * len(tokens[part])
+            for owner in owners[part]:
+                searches[owner].queries += GRADIENT_QUERIES
         proposed = corrector.propose(
-            target[owners[part]], ids[part], embeddings[part], candidates=branch, beams=branch
+            wanted, ids[part], embeddings[part], slope, candidates=branch, beams=branch
         )
         for owner, texts in zip(owners[part], _texts(corrector, proposed.ids, embedder), strict=True):
             rows[owner] += texts
     return rows
+
+
+def _padded(slopes: list[torch.Tensor], length: int) -> torch.Tensor:
+    """n slopes [t_i, width] -> [n, length, width], zero where a guess has no piece."""
+    out = torch.zeros(len(slopes), length, slopes[0].shape[1], device=slopes[0].device)
+    for row, slope in enumerate(slopes):
+        out[row, : len(slope)] = slope
+    return out
 
 
 def _add_edits(

@@ -24,12 +24,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tutorial_lib.corrector import Blind, Corrector, CorrectorConfig
+from tutorial_lib.corrector import Blind, Corrector
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, TutorialError
-from tutorial_lib.inverter import Inverter, InverterConfig
-from tutorial_lib.modeling import VectorToText, build_vocabulary, fast_dtype, small_backbone
+from tutorial_lib.inverter import Inverter
+from tutorial_lib.modeling import VectorToText, fast_dtype
 from tutorial_lib.training_data import Guesses, Windows, embed_model_ids, special_ids
+from tutorial_lib.training_models import build_model, optimizers
 
 CSV_FIELDS = ("step", "seconds", "sequences", "loss", "learning_rate")
 _ROW = 10  # steps per row of the loss curve
@@ -61,8 +62,12 @@ class TrainConfig:
     seed: int = 0
     inverter: str | None = None  # corrector only: whose guesses it learns from, and its warm start
     blind: Blind = ""  # corrector only: channels to take away, for the ablation
-    reuse: int = 2  # corrector only: steps each guess takes part in before it is rewritten (writing is dear)
-    fresh: float = 0.3  # corrector only: share of guesses replaced by a new window each time round
+    pool: int = 16  # corrector only: batches of guesses rewritten together; a small pool is learnt by heart
+    reuse: int = 1  # corrector only: steps each guess takes part in before it is rewritten
+    fresh: float = 0.5  # corrector only: share of guesses replaced by a new window each time round
+    rewrites: int = 2  # corrector only: times a guess is rewritten before its text is given up
+    slopes: bool = True  # corrector only: does it read the embedder's gradient at each token of the guess?
+    begin_from: str | None = None  # weights of the same kind to go on from; None: a fresh model
     blinded: float = 0.15  # corrector only: share of rows with a channel withheld, so that ablations are fair
     corrupted: float = 0.3  # corrector only: of new windows, the share that starts from a worse text
     checkpoint_minutes: float = 3.0  # time between checkpoints
@@ -85,7 +90,7 @@ class TrainConfig:
                     f"{name} is {getattr(self, name)!r}; use {' or '.join(filter(None, allowed))}."
                 )
         least = dict.fromkeys(
-            ("min_tokens", "batch_size", "layers", "width", "num_pseudo_tokens", "reuse", "max_steps"), 1
+            ("min_tokens", "batch_size", "layers", "width", "num_pseudo_tokens", "pool", "reuse", "rewrites", "max_steps"), 1
         )
         least |= {"whiten_on": 2, "sampled": 0}
         for name, low in least.items():
@@ -104,106 +109,6 @@ class TrainConfig:
             raise TutorialError(
                 "A corrector learns from an inverter's guesses; give --inverter NAME_OR_FOLDER."
             )
-
-
-# ---- models ----------------------------------------------------------------------------------------------
-
-
-def build_model(config: TrainConfig, embedder: Embedder, windows: Windows) -> VectorToText:
-    """A fresh model whose token table starts from the embedder's; a corrector starts from its inverter."""
-    if config.kind == "corrector":
-        return _corrector_from(config, embedder)
-    special, _ = special_ids(embedder)
-    vocabulary = build_vocabulary(windows.counts(len(embedder.tokenizer)), special)
-    model = Inverter(
-        InverterConfig(
-            dimension=embedder.dimension,
-            num_pseudo_tokens=config.num_pseudo_tokens,
-            embedder_name=embedder.name,
-            max_tokens=config.max_tokens,
-            backbone=small_backbone(len(vocabulary), config.width, config.layers),
-        )
-    )
-    model.vocabulary.copy_(torch.from_numpy(vocabulary))
-    table = embedder.transformer.get_input_embeddings().weight.detach().float().cpu()[vocabulary]
-    if table.shape[1] == config.width:
-        # T5 expects a table of unit variance, MiniLM's is twenty times smaller.
-        with torch.no_grad():
-            model.backbone.get_input_embeddings().weight.copy_((table - table.mean()) / table.std())
-    _fit_whitening(model, config, embedder, windows)
-    return model
-
-
-def _fit_whitening(model: VectorToText, config: TrainConfig, embedder: Embedder, windows: Windows) -> None:
-    rng = np.random.default_rng([config.seed, 1])
-    _, start = special_ids(embedder)
-    device, parts = embedder.device, []
-    at_once = min(512, config.whiten_on)
-    for _ in range(-(-config.whiten_on // at_once)):
-        ids = model.to_model_ids([row.tolist() for row in windows.sample(rng, at_once)])
-        parts.append(embed_model_ids(ids.to(device), model.vocabulary.to(device), embedder, start).cpu())
-    vectors = torch.cat(parts).double()
-    mean = vectors.mean(0)
-    values, basis = torch.linalg.eigh(torch.cov((vectors - mean).T))
-    # A floor keeps directions that hold no text (an embedder of low rank) from being blown up.
-    scale = values.clamp_min(values.max() * 1e-6).rsqrt()
-    model.whiten_mean.copy_(mean.float())
-    model.whiten_matrix.copy_((basis * scale).float())
-
-
-def _corrector_from(config: TrainConfig, embedder: Embedder) -> Corrector:
-    assert config.inverter is not None
-    inverter = Inverter.from_pretrained(config.inverter)
-    if inverter.config.embedder_name != embedder.name:
-        raise CheckpointError(
-            f"The inverter {config.inverter!r} was made for {inverter.config.embedder_name}, not for "
-            f"{embedder.name}."
-        )
-    if not inverter.config.own_vocabulary:
-        raise CheckpointError(
-            f"The inverter {config.inverter!r} is in the published layout, which is read here and not "
-            "trained; train an inverter first."
-        )
-    shared = {key: value for key, value in inverter.config.to_dict().items() if key in _SHARED_FIELDS}
-    model = Corrector(CorrectorConfig(blind=config.blind, **shared))
-    known = inverter.state_dict()
-    own = model.state_dict()
-    start = {key: value for key, value in known.items() if key in own}
-    for name in ("1", "2", "3"):
-        start |= {
-            key.replace("embedding_transform", f"embedding_transform_{name}"): value
-            for key, value in known.items()
-            if key.startswith("embedding_transform.")
-        }
-    model.load_state_dict(start, strict=False)
-    return model
-
-
-_SHARED_FIELDS = (
-    "dimension", "num_pseudo_tokens", "embedder_name", "max_tokens", "backbone", "whiten", "own_vocabulary",
-)  # fmt: skip
-
-
-def optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for tables, norms and biases; Muon (Jordan 2024) for the matrices between, unless ``adamw``."""
-    matrices: list[torch.nn.Parameter] = []
-    others: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        inner = parameter.ndim == 2 and "shared" not in name and "relative_attention_bias" not in name
-        inner = inner and "lm_head" not in name and "embed_tokens" not in name
-        (matrices if inner else others).append(parameter)
-    if config.optimizer == "adamw":
-        matrices, others = [], matrices + others
-    adam = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    if not matrices:
-        return [adam]
-    muon = torch.optim.Muon(
-        matrices, lr=config.matrix_learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-    )
-    return [adam, muon]
-
-
-# ---- the loop --------------------------------------------------------------------------------------------
 
 
 def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> Path:
@@ -336,13 +241,14 @@ class _Run:
         return float(loss.detach())
 
     def _channels(self, n: int) -> Tensor:
-        """[n, 2]: which of (e - ê, ê) each row may see: as ``config.blind`` says, else a few see less."""
+        """[n, 3]: which of (e - ê, ê, slope) each row may see: as ``config.blind`` says, else a few see less."""
         left = Corrector.LEFT
         if self.config.blind:
             rows = [left[self.config.blind]] * n
         else:
+            kinds = [kind for kind in left if kind and (self.config.slopes or kind != "slope")]
             draw = self.rng(5).random(n) / (self.config.blinded or 1e-9)  # below 1: blinded
-            rows = [left["difference"] if u < 0.5 else left["feedback"] if u < 1 else left[""] for u in draw]
+            rows = [left[kinds[int(u * len(kinds))] if u < 1 else ""] for u in draw]
         return torch.tensor(rows, device=self.accelerator.device)
 
     def loop(self, checkpoint: Path, progress: bool) -> bool:

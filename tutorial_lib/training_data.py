@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tutorial_lib.corpora import TokenStream, token_stream, window_end
+from tutorial_lib.corrector import unit_slopes
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CorpusError
 from tutorial_lib.modeling import END, PAD, UNKNOWN, fast_dtype
@@ -71,14 +72,32 @@ class Windows:
 
 def embed_model_ids(ids: Tensor, vocabulary: Tensor, embedder: Embedder, start: int | None) -> Tensor:
     """Model ids [n, t] closed by ``END`` -> embeddings [n, d], as if it had read the text."""
+    tokens, mask = _embedder_input(ids, vocabulary, start)
+    dtype = fast_dtype(tokens.device)
+    with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
+        return embedder.encode_ids(tokens, mask).float()
+
+
+def embed_with_slopes(
+    ids: Tensor, target: Tensor, vocabulary: Tensor, embedder: Embedder, start: int | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`embed_model_ids`, and the slope of the cosine with ``target`` at each token: [n, d], [n, t, width]."""
+    tokens, mask = _embedder_input(ids, vocabulary, start)
+    dtype = fast_dtype(tokens.device)
+    with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
+        embeddings, slopes = embedder.gradients_of_ids(tokens, mask, target)
+    slopes = slopes[:, tokens.shape[1] - ids.shape[1] :]
+    words = (ids != PAD) & (ids != END)  # the search has no slope for what closes a text
+    return embeddings.float(), unit_slopes(slopes.float() * words[:, :, None]).to(torch.bfloat16)
+
+
+def _embedder_input(ids: Tensor, vocabulary: Tensor, start: int | None) -> tuple[Tensor, Tensor]:
     tokens = vocabulary.long()[ids]
     mask = (ids != PAD).long()
     if start is not None:
         tokens = torch.cat([torch.full_like(tokens[:, :1], start), tokens], dim=1)
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
-    dtype = fast_dtype(tokens.device)
-    with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
-        return embedder.encode_ids(tokens, mask).float()
+    return tokens, mask
 
 
 def special_ids(embedder: Embedder) -> tuple[list[int], int | None]:
@@ -125,17 +144,17 @@ class Guesses:
     cursor: int = 0  # rows given out since the guesses were last rewritten
 
     def fill(self, rng: np.random.Generator) -> None:
-        """Start the pool: four batches of new windows."""
-        batches = [self._new(rng, self.config.batch_size) for _ in range(4)]
+        """Start the pool with new windows."""
+        batches = [self._new(rng, self.config.batch_size) for _ in range(self.config.pool)]
         self.state = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
     def next(self) -> dict[str, Tensor]:
-        """The next batch: ``labels``, ``target``, ``guess``, ``guess_embedding``."""
+        """The next batch: ``labels``, ``target``, ``guess``, ``guess_embedding`` and perhaps ``slope``."""
         begin = self.cursor % len(self.state["labels"])
         rows = slice(begin, begin + self.config.batch_size)
         self.cursor += self.config.batch_size
         # Copies: the pool is rewritten in place while autograd may still hold the batch.
-        return {key: value[rows].clone() for key, value in self.state.items()}
+        return {key: value[rows].clone() for key, value in self.state.items() if key != "age"}
 
     def advance(self, rng: np.random.Generator) -> None:
         """Once the pool was used ``config.reuse`` times, replace every guess: by the corrector's rewriting,
@@ -148,21 +167,22 @@ class Guesses:
         self.cursor = 0
         pool = self.state
         solved = (pool["labels"] == pool["guess"]).all(1).cpu().numpy()
-        renew = solved | (rng.random(len(solved)) < self.config.fresh)
+        # What resists for long is hopeless rather than instructive, and would crowd out the rest.
+        old = pool["age"].cpu().numpy() >= self.config.rewrites
+        renew = solved | old | (rng.random(len(solved)) < self.config.fresh)
         # Half the rows greedily, as in use; half sampled, for variety.
         sampled = rng.random(len(solved)) < 0.5
         for temperature in (0.0, 1.0):
             chosen = torch.from_numpy(np.flatnonzero(~renew & (sampled == (temperature > 0))))
             rows = chosen.to(pool["labels"].device)
             if len(rows):
-                proposed = self.corrector.propose(
-                    pool["target"][rows],
-                    pool["guess"][rows],
-                    pool["guess_embedding"][rows],
-                    temperature=temperature,
-                )
+                inputs = [pool[key][rows] for key in ("target", "guess", "guess_embedding")]
+                inputs += [pool["slope"][rows]] if "slope" in pool else []
+                proposed = self.corrector.propose(*inputs, temperature=temperature)
                 pool["guess"][rows] = self._pad(proposed.ids[:, 0])
-                pool["guess_embedding"][rows] = self._embed(pool["guess"][rows])
+                pool["age"][rows] += 1
+                for key, value in self._feedback(pool["guess"][rows], pool["target"][rows]).items():
+                    pool[key][rows] = value
         rows = torch.from_numpy(np.flatnonzero(renew)).to(pool["labels"].device)
         if len(rows):
             for key, value in self._new(rng, len(rows)).items():
@@ -171,7 +191,7 @@ class Guesses:
     def _new(self, rng: np.random.Generator, n: int) -> dict[str, Tensor]:
         rows = self.windows.sample(rng, n)
         labels = self._pad(self.corrector.to_model_ids([row.tolist() for row in rows]))
-        target = self._embed(labels)
+        target = embed_model_ids(labels, self.corrector.vocabulary, self.embedder, self.start)
         guess = self._pad(self.inverter.propose(target, temperature=float(rng.random() < 0.5)).ids[:, 0])
         vocabulary = len(self.corrector.vocabulary)
         for row in np.flatnonzero(rng.random(n) < self.config.corrupted):
@@ -180,7 +200,16 @@ class Guesses:
             guess[row] = PAD
             guess[row, : len(worse)] = torch.from_numpy(worse).to(guess.device)
             guess[row, len(worse)] = END
-        return {"labels": labels, "target": target, "guess": guess, "guess_embedding": self._embed(guess)}
+        age = torch.zeros(n, dtype=torch.long, device=labels.device)
+        new = {"labels": labels, "target": target, "guess": guess, "age": age}
+        return new | self._feedback(guess, target)
+
+    def _feedback(self, guess: Tensor, target: Tensor) -> dict[str, Tensor]:
+        vocabulary = self.corrector.vocabulary
+        if not self.config.slopes:
+            return {"guess_embedding": embed_model_ids(guess, vocabulary, self.embedder, self.start)}
+        embedding, slope = embed_with_slopes(guess, target, vocabulary, self.embedder, self.start)
+        return {"guess_embedding": embedding, "slope": slope}
 
     def _pad(self, ids: Tensor) -> Tensor:
         """[n, t] -> [n, max_tokens + 1], closed by ``END``."""
@@ -190,6 +219,3 @@ class Guesses:
         unclosed = (out == END).sum(1) == 0
         out[unclosed, -1] = END
         return out
-
-    def _embed(self, ids: Tensor) -> Tensor:
-        return embed_model_ids(ids, self.corrector.vocabulary, self.embedder, self.start)

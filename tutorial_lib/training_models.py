@@ -1,0 +1,141 @@
+"""What a run starts from: a fresh inverter, or a corrector that begins as its inverter; and what updates them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tutorial_lib.corrector import Corrector, CorrectorConfig
+from tutorial_lib.errors import CheckpointError
+from tutorial_lib.inverter import Inverter, InverterConfig
+from tutorial_lib.modeling import VectorToText, build_vocabulary, small_backbone
+from tutorial_lib.training_data import Windows, embed_model_ids, special_ids
+
+if TYPE_CHECKING:
+    from tutorial_lib.embedder import Embedder
+    from tutorial_lib.training import TrainConfig
+
+
+def build_model(config: TrainConfig, embedder: Embedder, windows: Windows) -> VectorToText:
+    """A fresh model whose token table starts from the embedder's; a corrector starts from its inverter.
+
+    With ``config.begin_from``, every tensor those weights hold is taken from them.
+    """
+    model = _fresh_model(config, embedder, windows)
+    if config.begin_from is not None:
+        known = type(model).from_pretrained(config.begin_from).state_dict()
+        try:
+            left = model.load_state_dict(known, strict=False)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{config.begin_from} has other shapes than these settings ask for; give the settings it was made with."
+            ) from error
+        if left.unexpected_keys:
+            raise CheckpointError(f"{config.begin_from} holds tensors this model lacks: {left.unexpected_keys}.")
+    return model
+
+
+def _fresh_model(config: TrainConfig, embedder: Embedder, windows: Windows) -> VectorToText:
+    if config.kind == "corrector":
+        return _corrector_from(config, embedder)
+    special, _ = special_ids(embedder)
+    vocabulary = build_vocabulary(windows.counts(len(embedder.tokenizer)), special)
+    model = Inverter(
+        InverterConfig(
+            dimension=embedder.dimension,
+            num_pseudo_tokens=config.num_pseudo_tokens,
+            embedder_name=embedder.name,
+            max_tokens=config.max_tokens,
+            backbone=small_backbone(len(vocabulary), config.width, config.layers),
+        )
+    )
+    model.vocabulary.copy_(torch.from_numpy(vocabulary))
+    table = embedder.transformer.get_input_embeddings().weight.detach().float().cpu()[vocabulary]
+    if table.shape[1] == config.width:
+        # T5 expects a table of unit variance, MiniLM's is twenty times smaller.
+        with torch.no_grad():
+            model.backbone.get_input_embeddings().weight.copy_((table - table.mean()) / table.std())
+    _fit_whitening(model, config, embedder, windows)
+    return model
+
+
+def _fit_whitening(model: VectorToText, config: TrainConfig, embedder: Embedder, windows: Windows) -> None:
+    rng = np.random.default_rng([config.seed, 1])
+    _, start = special_ids(embedder)
+    device, parts = embedder.device, []
+    at_once = min(512, config.whiten_on)
+    for _ in range(-(-config.whiten_on // at_once)):
+        ids = model.to_model_ids([row.tolist() for row in windows.sample(rng, at_once)])
+        parts.append(embed_model_ids(ids.to(device), model.vocabulary.to(device), embedder, start).cpu())
+    vectors = torch.cat(parts).double()
+    mean = vectors.mean(0)
+    values, basis = torch.linalg.eigh(torch.cov((vectors - mean).T))
+    # A floor keeps directions that hold no text (an embedder of low rank) from being blown up.
+    scale = values.clamp_min(values.max() * 1e-6).rsqrt()
+    model.whiten_mean.copy_(mean.float())
+    model.whiten_matrix.copy_((basis * scale).float())
+
+
+def _corrector_from(config: TrainConfig, embedder: Embedder) -> Corrector:
+    assert config.inverter is not None
+    inverter = Inverter.from_pretrained(config.inverter)
+    if inverter.config.embedder_name != embedder.name:
+        raise CheckpointError(
+            f"The inverter {config.inverter!r} was made for {inverter.config.embedder_name}, not for "
+            f"{embedder.name}."
+        )
+    if not inverter.config.own_vocabulary:
+        raise CheckpointError(
+            f"The inverter {config.inverter!r} is in the published layout, which is read here and not "
+            "trained; train an inverter first."
+        )
+    shared = {key: value for key, value in inverter.config.to_dict().items() if key in _SHARED_FIELDS}
+    table = embedder.transformer.get_input_embeddings().weight
+    model = Corrector(
+        CorrectorConfig(
+            blind=config.blind, aligned=True, slope_width=table.shape[1] if config.slopes else 0, **shared
+        )
+    )
+    known = inverter.state_dict()
+    own = model.state_dict()
+    start = {key: value for key, value in known.items() if key in own}
+    for name in ("1", "2", "3"):
+        start |= {
+            key.replace("embedding_transform", f"embedding_transform_{name}"): value
+            for key, value in known.items()
+            if key.startswith("embedding_transform.")
+        }
+    with torch.no_grad():
+        width = model.backbone.config.d_model
+        model.align.weight.zero_()
+        model.align.weight[:, width : 2 * width] = 0.5 * torch.eye(width)  # begin by copying the guess
+        if config.slopes:  # the token table is the embedder's, so a slope already points to better words
+            torch.nn.init.eye_(model.slope_transform.weight).mul_(0.3)
+    model.load_state_dict(start, strict=False)
+    return model
+
+
+_SHARED_FIELDS = (
+    "dimension", "num_pseudo_tokens", "embedder_name", "max_tokens", "backbone", "whiten", "own_vocabulary",
+)  # fmt: skip
+
+
+def optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for tables, norms and biases; Muon (Jordan 2024) for the matrices between, unless ``adamw``."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        inner = parameter.ndim == 2 and "shared" not in name and "relative_attention_bias" not in name
+        inner = inner and "lm_head" not in name and "embed_tokens" not in name
+        (matrices if inner else others).append(parameter)
+    if config.optimizer == "adamw":
+        matrices, others = [], matrices + others
+    adam = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    if not matrices:
+        return [adam]
+    muon = torch.optim.Muon(
+        matrices, lr=config.matrix_learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+    )
+    return [adam, muon]
