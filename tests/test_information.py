@@ -167,6 +167,56 @@ def test_coarser_storage_moves_vectors_further(vectors):
     assert moved["float16"] < 1e-6 and moved["int8"] < 1e-3
 
 
+# --- bits of one text -------------------------------------------------------------------------------
+
+
+def test_prior_bits_are_what_the_model_charges():
+    model = NgramModel([[1, 2, 3, 1, 2, 3]], 5, order=2)
+    bits = info.prior_bits(model, [[1, 2, 3], [3, 2, 1]])
+    assert bits[0] == pytest.approx(-model.log2_probabilities([1, 2, 3]).sum())
+    assert bits[0] < bits[1]
+
+
+def test_posterior_bits_are_a_distribution_over_texts(embedder_and_inverter):
+    """One piece, every word of the vocabulary: the probabilities sum to 1 (but for special ids)."""
+    embedder, inverter = embedder_and_inverter
+    size = len(embedder.tokenizer)
+    vector = embedder.encode(["the congress"])
+    pieces = [[i] for i in range(size)]
+    bits = info.posterior_bits(inverter, np.repeat(vector, size, axis=0), pieces, size, batch_size=8192)
+    special = set(inverter.vocabulary[:4].tolist())
+    total = sum(2.0**-b for i, b in enumerate(bits) if i not in special)
+    assert 0.5 < total <= 1 + 1e-4
+    unknown = next(i for i in range(size) if i not in set(inverter.vocabulary.tolist()))
+    written = int(inverter.vocabulary[4])
+    assert bits[unknown] > bits[written] + 10  # one of many that share the probability of the unknown
+
+
+def test_posterior_bits_agree_with_the_training_loss(embedder_and_inverter, test_texts):
+    import torch
+
+    embedder, inverter = embedder_and_inverter
+    ids, vectors = embedder.token_ids(test_texts), embedder.encode(test_texts)
+    bits = info.posterior_bits(inverter, vectors, ids, len(embedder.tokenizer), batch_size=4)
+    assert bits.shape == (len(test_texts),)
+    alone = info.posterior_bits(inverter, vectors[2:3], ids[2:3], len(embedder.tokenizer))
+    assert alone[0] == pytest.approx(bits[2], rel=1e-4)
+    with torch.inference_mode():
+        loss = inverter(torch.from_numpy(vectors[2:3]), inverter.to_model_ids(ids[2:3]))  # nats a token, end included
+    everything = float(loss) * (len(ids[2]) + 1) / math.log(2)
+    assert bits[2] < everything < bits[2] + 20
+    with pytest.raises(TutorialError, match="one text of one piece or more for each vector"):
+        info.posterior_bits(inverter, vectors[:1], [[]], 10)
+
+
+@pytest.fixture
+def embedder_and_inverter(tiny_inverter):
+    """The real embedder: this module's own `embedder` stands for it elsewhere."""
+    from tutorial_lib import Embedder
+
+    return Embedder.from_pretrained("all-MiniLM-L6-v2", device="cpu"), tiny_inverter
+
+
 def test_codes_keep_what_they_say(vectors):
     assert info.codes(vectors, "binary").dtype == bool
     assert info.codes(vectors, "int8").dtype == np.int8 and info.codes(vectors, "float16").dtype == np.float16

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from tutorial_lib.errors import TextError, VectorError
+from tutorial_lib.errors import CorpusError, TextError, VectorError
 from tutorial_lib.privacy import (
     Alignment,
     Binary,
+    CellMeans,
     Defence,
+    DefendedEmbedder,
     GaussianNoise,
     Int8,
     PCATruncate,
@@ -18,6 +22,8 @@ from tutorial_lib.privacy import (
     SecretAffine,
     SecretRotation,
     Truncate,
+    adapt,
+    beir_task,
     find_pii,
     mask,
     name_hits,
@@ -116,13 +122,35 @@ def test_search_finds_what_the_defence_leaves():
         )
     noise = [
         score_retrieval(QUERIES, VECTORS, answers, GaussianNoise(s).fit(VECTORS)).ndcg.value
-        for s in (0, 0.1, 1)
+        for s in (0, 0.2, 1)
     ]
     assert noise[0] == plain.ndcg.value
     assert noise[0] > noise[1] > noise[2]
     assert noise[2] < 0.3
     with pytest.raises(VectorError, match="one answer for each query"):
         score_retrieval(QUERIES, VECTORS, [1])
+
+
+def test_noise_belongs_to_the_vector_and_not_to_its_place():
+    defence = GaussianNoise(0.05, seed=3).fit(VECTORS)
+    stored = defence.apply(VECTORS)
+    order = np.random.default_rng(0).permutation(len(VECTORS))
+    np.testing.assert_array_equal(defence.apply(VECTORS[order]), stored[order])
+    first, second = (defence.apply(part) - part for part in (VECTORS[:300], VECTORS[300:]))
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.05  # nothing to learn from known pairs
+
+
+def test_graded_answers_are_scored_as_beir_scores_them():
+    documents = np.eye(5, dtype=np.float32)
+    query = np.array([[5, 4, 3, 2, 1]], dtype=np.float32)
+    scores = score_retrieval(query, documents, [{1: 1.0, 3: 2.0, 4: 1.0}], k=4)
+    gained = 1 / np.log2(3) + 2 / np.log2(5)  # at ranks 2 and 4; the third answer is beyond the cut
+    best = 2 / np.log2(2) + 1 / np.log2(3) + 1 / np.log2(4)
+    assert scores.ndcg.value == pytest.approx(gained / best)
+    assert scores.recall.value == pytest.approx(2 / 3)
+    several = score_retrieval(QUERIES, VECTORS, [{i: 1.0} for i in range(100)])
+    one = score_retrieval(QUERIES, VECTORS, range(100))
+    np.testing.assert_allclose(several.per_query, one.per_query)
 
 
 def test_ranks_are_turned_into_scores():
@@ -151,6 +179,148 @@ def test_the_adaptive_attacker_undoes_what_is_linear():
         Alignment.fit(known[:3], known[:3])
     with pytest.raises(VectorError, match="keeps the dimension"):
         Alignment.fit(known[:, :8], known, method="procrustes")
+
+
+def test_cell_means_are_the_best_decoding_of_a_cell():
+    for defence in (Quantise(2), Binary(), ProductQuantisation(8)):
+        stored = defence.fit(VECTORS[:400]).apply(VECTORS)
+        cells = CellMeans.fit(stored[:400], VECTORS[:400], defence.code_width)
+        decoded, target = cells.apply(stored[400:]), VECTORS[400:]
+        gain = ((stored[400:] - target) ** 2).mean() - ((decoded - target) ** 2).mean()
+        # k-means has put the centres of its codebook at the means already.
+        assert gain == pytest.approx(0, abs=1e-5) if defence.label == "PQ 8 B" else gain > 1e-5
+        assert len(np.unique(decoded[:, 0])) <= len(np.unique(stored[:, 0]))  # no more is said than was stored
+    signs = CellMeans.fit(np.array([[-1.0], [1], [1]]), np.array([[-0.3], [0.1], [0.3]]))
+    np.testing.assert_allclose(signs.apply(np.array([[1.0], [-1], [0.9]])), [[0.2], [-0.3], [0.2]], atol=1e-6)
+    one = CellMeans.fit(np.ones((3, 1)), np.array([[1.0], [2], [3]]))
+    np.testing.assert_allclose(one.apply(np.array([[7.0]])), [[2.0]])
+    with pytest.raises(VectorError, match="two arrays of one shape"):
+        CellMeans.fit(VECTORS, VECTORS[:, :8])
+    with pytest.raises(VectorError, match="fit them on this store"):
+        signs.apply(VECTORS)
+
+
+@pytest.mark.parametrize("defence", [Defence(), *EVERY], ids=lambda d: d.label)
+def test_preparing_for_a_defence_never_hurts(defence):
+    secret, known, public = VECTORS[:50], VECTORS[50:250], VECTORS[250:]
+    stored = defence.fit(VECTORS).apply(secret)
+    way_back = adapt(defence, known, public)
+    adapted = cosines(way_back.apply(stored), secret).mean()
+    assert adapted >= cosines(defence.read(stored), secret).mean() - 5e-3
+    if defence.label == "none":
+        np.testing.assert_allclose(way_back.apply(stored), unit(secret), atol=1e-6)
+    if defence.label in ("binary", "first 16", "PCA 16", "secret rotation", "secret affine map"):
+        assert adapted > cosines(defence.read(stored), secret).mean()
+
+
+def test_pairs_are_made_at_home_unless_a_key_forbids_it():
+    public = Truncate(16).fit(VECTORS)
+    assert adapt(public, VECTORS[:5], VECTORS).alignment.matrix.any()
+    made = adapt(public, VECTORS[:8], VECTORS[100:])
+    np.testing.assert_array_equal(made.alignment.matrix, adapt(public, VECTORS[100:]).alignment.matrix)
+    secret = SecretRotation(2).fit(VECTORS)
+    held = adapt(secret, VECTORS[:8], VECTORS[100:])
+    np.testing.assert_array_equal(held.alignment.matrix, adapt(secret, VECTORS[:8]).alignment.matrix)
+
+
+def test_seen_through_the_defence_the_true_text_is_certain_again():
+    class Table:
+        """One vector per text."""
+
+        queries = 0
+
+        def encode(self, texts, **options):
+            self.queries += len(texts)
+            return VECTORS[[int(t) for t in texts]]
+
+        def normalise(self, texts):
+            return [f"normal {t}" for t in texts]
+
+    texts = [str(i) for i in range(50)]
+    for defence in (Quantise(4), Binary(), ProductQuantisation(8), Truncate(16)):
+        way_back = adapt(defence.fit(VECTORS), VECTORS[50:])
+        target, table = way_back.apply(defence.apply(VECTORS[:50])), Table()
+        through = DefendedEmbedder(table, defence, way_back)
+        np.testing.assert_allclose(cosines(through.encode(texts, truncate=True), target), 1, atol=1e-6)
+        assert cosines(table.encode(texts), target).max() < 1 - 1e-6
+        assert through.queries == 100 == table.queries
+        through.queries += 3
+        assert table.queries == 103
+        assert through.normalise(["a"]) == ["normal a"]
+
+
+BEIR = {
+    "corpus": [
+        {"_id": "01", "title": "Peace", "text": "a treaty was signed"},
+        {"_id": "2", "title": "", "text": "the harvest was good"},
+        {"_id": "3", "title": "Roads", "text": "bridges are old"},
+        {"_id": "4", "title": "", "text": " "},
+    ],
+    "queries": [{"_id": "q1", "text": "who signed?"}, {"_id": "q2", "text": "how old?"}, {"_id": "q3", "text": "none"}],
+}
+JUDGED = [("q1", "01", 2), ("q1", "2", 1), ("q1", "3", 0), ("q2", "3", 1), ("q2", "lost", 1), ("q3", "4", 1)]
+
+
+@pytest.fixture
+def beir_folder(tmp_path, monkeypatch):
+    """A data set as BEIR's archives unpack to."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "scitoy"
+    (folder / "qrels").mkdir(parents=True)
+    for name, rows in BEIR.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row | {"metadata": {}}) + "\n" for row in rows))
+    lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in JUDGED)]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def check_beir(task):
+    answers = dict(zip(task.queries, task.relevant, strict=True))
+    by_text = {q: {task.documents[d]: s for d, s in found.items()} for q, found in answers.items()}
+    assert by_text == {
+        "who signed?": {"Peace a treaty was signed": 2.0, "the harvest was good": 1.0},
+        "how old?": {"Roads bridges are old": 1.0},
+    }
+    assert len(task.documents) == 3
+
+
+def test_beir_from_a_folder(beir_folder):
+    check_beir(beir_task(str(beir_folder)))
+    small = beir_task(str(beir_folder), queries=1, documents=1, seed=0)
+    assert len(small.queries) == 1
+    assert set(small.relevant[0]) == set(range(len(small.documents)))
+    with pytest.raises(CorpusError, match=r"no qrels.dev\.tsv"):
+        beir_task(str(beir_folder), "dev")
+    (beir_folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq9\t01\t1\n")
+    with pytest.raises(CorpusError, match="name no query and document"):
+        beir_task(str(beir_folder))
+    (beir_folder / "queries.jsonl").write_text('{"id": "q1", "text": "x"}\n')
+    with pytest.raises(CorpusError, match=r"not laid out as BEIR's are \('_id'\)"):
+        beir_task(str(beir_folder))
+    (beir_folder / "queries.jsonl").write_text("no json\n")
+    with pytest.raises(CorpusError, match="cannot be read"):
+        beir_task(str(beir_folder))
+
+
+def test_beir_as_the_hub_lays_it_out(beir_folder, tmp_path, monkeypatch):
+    """Two repositories, in folders: `datasets` reads them by the same rules as from the Hub."""
+    hub = tmp_path / "BeIR"
+    (hub / "scitoy" / "data").mkdir(parents=True)
+    (hub / "scitoy-qrels").mkdir()
+    for name in BEIR:
+        (hub / "scitoy" / "data" / f"{name}.jsonl").write_bytes((beir_folder / f"{name}.jsonl").read_bytes())
+    configs = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: {name}\n    path: data/{name}.jsonl\n" for name in BEIR
+    )
+    (hub / "scitoy" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    (hub / "scitoy-qrels" / "test.tsv").write_bytes((beir_folder / "qrels" / "test.tsv").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    check_beir(beir_task("BeIR/scitoy"))
+    with pytest.raises(CorpusError, match="has the splits test and no 'dev'"):
+        beir_task("BeIR/scitoy", "dev")
+    with pytest.raises(CorpusError, match="could not be loaded from the Hub"):
+        beir_task("BeIR/nothing-of-the-kind")
 
 
 def test_retrieval_task_is_built_from_passages():
@@ -253,7 +423,7 @@ def test_mask_hides_words_and_digits():
 def test_price_of_a_defence():
     from tutorial_lib.privacy import Task, price_defences, price_figure
 
-    texts = [f"ann lee{i} is here" for i in range(20)]
+    texts, ranked_by_defended = [f"ann lee{i} is here" for i in range(20)], []
 
     class Toy:
         """Words for ids, nothing else: all that scoring asks of an embedder."""
@@ -264,7 +434,8 @@ def test_price_of_a_defence():
         def token_ids(self, texts):
             return [t.split() for t in texts]
 
-    def recover(target):  # reads a vector perfectly if it points the right way, else writes nonsense
+    def recover(target, ranked_by):  # reads a vector perfectly if it points the right way, else writes nonsense
+        ranked_by_defended.append(isinstance(ranked_by, DefendedEmbedder))
         nearest = (target @ VECTORS[:20].T).argmax(1)
         return [texts[j] if target[i] @ VECTORS[j] > 0.9 else "gibberish" for i, j in enumerate(nearest)]
 
@@ -272,6 +443,7 @@ def test_price_of_a_defence():
         "none": [Defence()],
         "noise": [GaussianNoise(0.01), GaussianNoise(0.3)],
         "rotation": [SecretRotation(1)],
+        "bits": [Binary()],
     }
     points = price_defences(
         families,
@@ -284,8 +456,11 @@ def test_price_of_a_defence():
         recover=recover,
     )
     found = {(p.label, p.attacker): p for p in points}
-    assert len(found) == 8
+    assert len(found) == 10
+    assert ranked_by_defended == [False] * 9 + [True]
     assert found["none", "naive"].exact.value == 100
+    assert found["none", "naive"].recall.value > 0.95
+    assert found["noise 0.3", "naive"].recall.value < found["none", "naive"].recall.value
     assert found["noise 0.01", "naive"].names.value == 100
     assert found["noise 0.3", "naive"].f1.value < 20
     assert found["noise 0.3", "naive"].ndcg.value < found["noise 0.01", "naive"].ndcg.value

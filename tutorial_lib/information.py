@@ -2,11 +2,13 @@
 
     budget, uniform_token_bits      the two ends: the vector's storage, a text of arbitrary tokens
     unigram_entropy, cross_entropy  what real text needs, estimated on text held out from the estimate
+    prior_bits, posterior_bits      what one text needs, without its vector and with it: -log2 p(x), -log2 p(x | e)
     quantise, codes, coordinate_entropy, packing_bits      what survives coarser storage
     nearest_distances, edit_distances, numeric_resolution  do two texts ever share a vector?
     destroyed                       the data-processing inequality at work, on pairs of texts
 
-Chapter 1 runs all of it. Distances are 1 - cosine throughout: 0 for the same direction.
+Chapter 1 runs most of it, chapter 5 the bits of a text given its vector.
+Distances are 1 - cosine throughout: 0 for the same direction.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from .ngrams import NgramModel, flat_ids
 
 if TYPE_CHECKING:
     from .embedder import Embedder
+    from .inverter import Inverter
 
 STORAGE_BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}  # bits for one coordinate
 EDITS = ("case", "adjacent swap", "random swap", "replace a word", "delete a word", "full shuffle")
@@ -113,6 +116,61 @@ def cross_entropy(
         return totals[..., 0] / totals[..., 1]
 
     return bootstrap(np.array(rows), statistic=ratio, seed=seed)
+
+
+def prior_bits(model: NgramModel, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+    """-log2 p(x) of each text of known length, for someone who has no vector: n texts -> [n] float64.
+
+    Its mean over held-out texts bounds their entropy H(X) from above (`cross_entropy`).
+    """
+    return np.array([-model.log2_probabilities(ids).sum() for ids in token_ids])
+
+
+def posterior_bits(
+    inverter: Inverter,
+    embeddings: np.ndarray,
+    token_ids: Sequence[Sequence[int]],
+    vocabulary_size: int,
+    *,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """-log2 p(x | e) of each text of known length under the inverter: [n, d], n texts -> [n] float64.
+
+    Its mean bounds H(X | E) from above, for whatever vectors are given: the text's own or what is left of them. All
+    probabilities are of pieces, the end mark left out, so that they compare with `prior_bits`; a piece that the
+    inverter cannot write has an equal part of what it gives to all unknown ones of the vocabulary. With r for the
+    model of `prior_bits`,
+
+        mean(prior - posterior) = I(X; E) + KL(p(x) || r(x)) - mean KL(p(x | e) || inverter),
+
+    so the difference *estimates* the information the vector holds about the text. It would be a lower bound (Barber
+    and Agakov 2003) if r were the true p(x); as it is not, the difference may also be too high, by what r wastes.
+    Raises TutorialError when there is not one text for each vector, or a text has no pieces.
+    """
+    import torch
+
+    if len(embeddings) != len(token_ids) or not all(len(ids) for ids in token_ids):
+        raise TutorialError(
+            f"posterior_bits was given {len(embeddings)} vectors and {len(token_ids)} texts; "
+            "give one text of one piece or more for each vector."
+        )
+    from .modeling import T5_UNKNOWN, UNKNOWN
+
+    target, t5 = inverter.check_vectors(embeddings), inverter.backbone
+    own = inverter.config.own_vocabulary
+    unknown, writable = (UNKNOWN, len(inverter.vocabulary)) if own else (T5_UNKNOWN, t5.config.vocab_size)
+    share = math.log2(max(1, vocabulary_size - writable))  # pieces that the unknown's probability is divided among
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(target), batch_size):
+            part = slice(start, start + batch_size)
+            labels = inverter.to_model_ids(token_ids[part])  # [b, t], with the end mark
+            logits = t5(inputs_embeds=inverter.encoder_inputs(target[part]), labels=labels).logits.float()
+            log2p = logits.log_softmax(-1).gather(2, labels[..., None]).squeeze(2) / math.log(2)  # [b, t]
+            log2p = log2p - share * (labels == unknown)
+            content = (labels != inverter.pad) & (labels != inverter.end)
+            found.append(-(log2p * content).sum(1).double().cpu().numpy())
+    return np.concatenate(found)
 
 
 # --- coarser storage --------------------------------------------------------------------------------

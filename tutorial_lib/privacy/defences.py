@@ -1,17 +1,17 @@
-"""Defences for stored vectors, what each costs in retrieval, and two attackers to try them on (chapter 4).
+"""Defences for stored vectors (chapter 4).
 
     GaussianNoise, Quantise (Int8, Binary), ProductQuantisation, Truncate, PCATruncate, SecretRotation,
     SecretAffine
         fit(vectors) learns what the defence needs, apply(vectors) gives what lies in the store,
         query(vectors) what a legitimate search compares with it
-    Alignment      an adaptive attacker: stored space -> embedder's space, from a few known pairs
 
-Two attackers: the naive one feeds what is stored to the inverter (`read`); the adaptive one also holds some
-texts with their stored vectors - a leaked document, an account of their own - and learns the way back.
+Two attackers try them: the naive one feeds what is stored to the inverter (`read`); the adaptive one knows the
+defence and prepares for it (`adaptive`).
 """
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,17 +30,21 @@ class Defence:
     """A way to store vectors.  Without a change of its own it stores them as they are.
 
     label: its name on figures; bits: what one stored vector takes; secret: whether it rests on a key;
-    metric: how stored vectors are compared ("cosine", or "dot" where their length carries meaning).
+    repeatable: whether an attacker can do the same to a guess, bit for bit; code_width: values that share a stored
+    code, 0 where values are stored as numbers; metric: how stored vectors are compared ("cosine", or "dot" where
+    their length carries meaning).
     """
 
     label = "none"
     secret = False
+    repeatable = False
+    code_width = 0
     metric: Literal["cosine", "dot"] = "cosine"
     dimension = 0  # of the vectors it was fitted on
 
     def fit(self, vectors: np.ndarray) -> Defence:
         """Learn ranges, axes or codebooks from float32 [n, d]; returns itself."""
-        self.dimension = _matrix(vectors).shape[1]
+        self.dimension = checked(vectors).shape[1]
         return self
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
@@ -63,7 +67,7 @@ class Defence:
         return 32.0 * self.dimension
 
     def _check(self, vectors: np.ndarray) -> np.ndarray:
-        vectors = _matrix(vectors)
+        vectors = checked(vectors)
         if not self.dimension:
             raise VectorError(
                 f"the defence {self.label!r} was applied before it was fitted: call fit(vectors) first"
@@ -79,7 +83,11 @@ class Defence:
 
 @dataclass
 class GaussianNoise(Defence):
-    """x + scale * N(0, 1) per value, drawn once when the vector is stored (Morris et al. 2023)."""
+    """x + scale * N(0, 1) per value, drawn once when the vector is stored (Morris et al. 2023).
+
+    Each vector has noise of its own, whatever its place in the store: noise that repeats from one array to the next
+    could be learned from known pairs.
+    """
 
     scale: float  # standard deviation, in the unit of one value; 1/sqrt(d) is a vector's own typical value
     seed: int = 0
@@ -91,8 +99,10 @@ class GaussianNoise(Defence):
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         vectors = self._check(vectors)
-        rng = np.random.default_rng(self.seed)
-        return vectors + self.scale * rng.standard_normal(vectors.shape, dtype=np.float32)
+        noise = np.empty_like(vectors)
+        for row, vector in zip(noise, vectors, strict=True):
+            np.random.default_rng([self.seed, zlib.crc32(vector.tobytes())]).standard_normal(out=row, dtype=np.float32)
+        return vectors + np.float32(self.scale) * noise
 
     def query(self, vectors: np.ndarray) -> np.ndarray:
         return self._check(vectors)  # the noise hides what is stored; a query is not stored
@@ -103,10 +113,12 @@ class Quantise(Defence):
     """Each value rounded to one of 2^bits_per_value levels over its own range (sign alone at 1 bit)."""
 
     bits_per_value: int  # 1 to 16
+    repeatable = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits_per_value <= 16:
             raise VectorError(f"{self.bits_per_value} bits a value were asked for: choose 1 to 16")
+        self.code_width = int(self.bits_per_value <= 8)  # cells finer than a byte's are too many to average over
         self.label = {1: "binary", 8: "int8"}.get(self.bits_per_value, f"{self.bits_per_value} bits")
 
     def fit(self, vectors: np.ndarray) -> Quantise:
@@ -147,6 +159,7 @@ class ProductQuantisation(Defence):
 
     codes: int  # bytes a stored vector takes; must divide the dimension
     seed: int = 0
+    repeatable = True
 
     def __post_init__(self) -> None:
         self.label = f"PQ {self.codes} B"
@@ -159,12 +172,13 @@ class ProductQuantisation(Defence):
             raise VectorError(
                 f"{self.codes} codes do not divide {self.dimension} dimensions: choose a divisor"
             )
+        self.code_width = self.dimension // self.codes
         centres = min(256, len(vectors))
         self._books = [
             KMeans(centres, n_init=1, max_iter=10, random_state=self.seed)
             .fit(piece)
             .cluster_centers_.astype(np.float32)
-            for piece in np.split(_matrix(vectors), self.codes, axis=1)
+            for piece in np.split(checked(vectors), self.codes, axis=1)
         ]  # codes x [256, d / codes]
         return self
 
@@ -190,6 +204,7 @@ class Truncate(Defence):
     """
 
     keep: int  # values kept
+    repeatable = True
 
     def __post_init__(self) -> None:
         self.label = f"first {self.keep}"
@@ -221,7 +236,7 @@ class PCATruncate(Defence):
         super().fit(vectors)
         _keep(self.keep, min(vectors.shape))
         # Not centred: cosine is measured from the origin, so the mean direction is one to keep.
-        _, _, axes = np.linalg.svd(_matrix(vectors), full_matrices=False)
+        _, _, axes = np.linalg.svd(checked(vectors), full_matrices=False)
         self._axes = axes[: self.keep].T.astype(np.float32)  # [d, keep]
         return self
 
@@ -280,76 +295,8 @@ class SecretAffine(Defence):
         return self._check(vectors) @ self._inverse
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """An adaptive attacker's way back to the embedder's space: unit(stored @ matrix + shift)."""
-
-    matrix: np.ndarray  # float32 [k, d]
-    shift: np.ndarray  # float32 [d]
-
-    @classmethod
-    def fit(
-        cls,
-        stored: np.ndarray,
-        embeddings: np.ndarray,
-        *,
-        method: Literal["ridge", "procrustes"] = "ridge",
-        penalty: float | None = None,
-    ) -> Alignment:
-        """Learn the map from m known pairs: stored [m, k], embeddings of their texts [m, d].
-
-        ridge: least squares with a penalty; undoes any affine map, fills in truncated values and is the best
-        linear denoiser.  procrustes: the nearest rotation (Schonemann 1966), which needs fewer pairs but
-        can only undo a rotation.  penalty: None chooses it by leaving out a fifth of the pairs.
-        Raises VectorError for fewer than 5 pairs or shapes that do not fit together.
-        """
-        stored, embeddings = _matrix(stored), _matrix(embeddings)
-        if len(stored) != len(embeddings) or len(stored) < 5:
-            raise VectorError(
-                f"{len(stored)} stored vectors and {len(embeddings)} embeddings were given: "
-                "alignment needs the same number of both, 5 pairs or more"
-            )
-        if method == "procrustes":
-            if stored.shape[1] != embeddings.shape[1]:
-                raise VectorError(
-                    f"procrustes was given {stored.shape[1]} and {embeddings.shape[1]} dimensions: "
-                    'a rotation keeps the dimension; use method="ridge"'
-                )
-            u, _, vt = np.linalg.svd(stored.T @ embeddings)
-            return cls((u @ vt).astype(np.float32), np.zeros(embeddings.shape[1], dtype=np.float32))
-        if penalty is None:
-            cut = max(1, len(stored) // 5)
-            tried = np.geomspace(1e-6, 10, 8)
-            error = [
-                1
-                - np.mean(
-                    np.sum(
-                        _ridge(stored[cut:], embeddings[cut:], p).apply(stored[:cut])
-                        * unit(embeddings[:cut]),
-                        axis=1,
-                    )
-                )
-                for p in tried
-            ]
-            penalty = float(tried[int(np.argmin(error))])
-        return _ridge(stored, embeddings, penalty)
-
-    def apply(self, stored: np.ndarray) -> np.ndarray:
-        """float32 [n, k] as stored -> unit vectors float32 [n, d] for the inverter."""
-        return unit(_matrix(stored) @ self.matrix + self.shift)
-
-
-def _ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> Alignment:
-    """Ridge regression with an intercept; the penalty is relative to the mean variance of x."""
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    cx, cy = (x - mean_x).astype(np.float64), (y - mean_y).astype(np.float64)
-    gram = cx.T @ cx  # [k, k]
-    gram[np.diag_indices_from(gram)] += penalty * np.trace(gram) / len(gram) + 1e-12
-    matrix = np.linalg.solve(gram, cx.T @ cy).astype(np.float32)
-    return Alignment(matrix, (mean_y - mean_x @ matrix).astype(np.float32))
-
-
-def _matrix(vectors: np.ndarray) -> np.ndarray:
+def checked(vectors: np.ndarray) -> np.ndarray:
+    """float32 [n, d]; VectorError for any other shape, for nothing, and for NaN or infinity."""
     vectors = np.asarray(vectors, dtype=np.float32)
     if vectors.ndim != 2 or not vectors.size:
         raise VectorError(

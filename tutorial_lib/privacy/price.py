@@ -1,7 +1,7 @@
 """Leakage against retrieval: every defence, every strength, two attackers (chapter 4).
 
-price(families, ...)      -> points, one per defence and attacker
-price_figure(points)      the chapter's main figure: a curve per family, one panel per attacker
+price_defences(families, ...)   -> points, one per defence and attacker
+price_figure(points)            the chapter's main figure: a curve per family, one panel per attacker
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..metrics import Estimate, bootstrap, proportion, token_f1
-from .defences import Alignment, Defence
+from .adaptive import DefendedEmbedder, adapt
+from .defences import Defence
 from .pii import names_recovered
-from .retrieval import score_retrieval
+from .retrieval import Relevant, score_retrieval
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -35,16 +36,17 @@ class Point:
     exact: Estimate  # texts recovered word for word, per cent
     f1: Estimate  # token F1, per cent
     names: Estimate  # full names recovered, per cent
-    ndcg: Estimate  # of the defended store, 0 to 1
+    ndcg: Estimate  # nDCG@10 of the defended store, 0 to 1
+    recall: Estimate  # recall@10 of the defended store, 0 to 1
 
 
 @dataclass(frozen=True)
 class Task:
-    """The retrieval task, embedded: queries [q, d], documents [n, d], answers [q]."""
+    """The retrieval task, embedded: queries [q, d], documents [n, d], and for each query what answers it."""
 
     queries: np.ndarray
     documents: np.ndarray
-    relevant: Sequence[int]
+    relevant: Sequence[Relevant]
 
 
 def price_defences(
@@ -56,14 +58,16 @@ def price_defences(
     known: np.ndarray,
     task: Task,
     embedder: Embedder,
-    recover: Callable[[np.ndarray], Sequence[str]],
+    recover: Callable[[np.ndarray, Any], Sequence[str]],
+    public: np.ndarray | None = None,
     attackers: Sequence[Attacker] = ATTACKERS,
 ) -> list[Point]:
     """Attack and search every defence of `families` (name of a curve -> defences of rising strength).
 
-    texts, names, vectors [n, d]: the secret records; known [m, d]: embeddings whose stored form the adaptive
-    attacker holds too; recover: unit vectors [n, d] -> a guess for each, `lambda v: invert(v, ...).texts`.
-    Each defence is fitted on the task's documents, as a store would fit it on its own contents.
+    texts, names, vectors [n, d]: the secret records.  known [m, d], public [m', d]: what the adaptive attacker
+    prepares with, see `adapt`.  recover: unit vectors [n, d] and the embedder to rank guesses by -> a guess for each,
+    `lambda v, e: invert(v, e, ...).texts`; the embedder is a `DefendedEmbedder` where the adaptive attacker can repeat
+    the defence.  Each defence is fitted on the task's documents, as a store would fit it on its own contents.
     """
     truth = embedder.token_ids(embedder.normalise(texts))
     points = []
@@ -73,11 +77,15 @@ def price_defences(
             found = score_retrieval(task.queries, task.documents, task.relevant, defence)
             stored = defence.apply(vectors)
             for attacker in attackers:
+                ranked_by: Any = embedder
                 if attacker == "naive":
                     target = defence.read(stored)
                 else:
-                    target = Alignment.fit(defence.apply(known), known).apply(stored)
-                guesses = list(recover(target))
+                    way_back = adapt(defence, known, public)
+                    target = way_back.apply(stored)
+                    if defence.repeatable:
+                        ranked_by = DefendedEmbedder(embedder, defence, way_back)
+                guesses = list(recover(target, ranked_by))
                 ids = embedder.token_ids(guesses)
                 points.append(
                     Point(
@@ -89,6 +97,7 @@ def price_defences(
                         f1=bootstrap([100 * token_f1(a, b) for a, b in zip(truth, ids, strict=True)]),
                         names=names_recovered(names, guesses).full,
                         ndcg=found.ndcg,
+                        recall=found.recall,
                     )
                 )
     return points
