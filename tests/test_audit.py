@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import sqlite3
 import stat
 import sys
 import zlib
@@ -283,18 +286,129 @@ def test_personal_data_outweighs_whole_texts():
     assert "token F1, %" in report.to_text()
 
 
-def test_command_line(tmp_path, embedder, monkeypatch, capsys):
+@pytest.fixture
+def parser(embedder, monkeypatch):
+    """The command with its models replaced by the ones above."""
     loader = SimpleNamespace(from_pretrained=lambda name: INVERTER)
     modules = {
         "inverter": SimpleNamespace(Inverter=loader),
         "corrector": SimpleNamespace(Corrector=loader),
-        "embedder": SimpleNamespace(Embedder=SimpleNamespace(from_pretrained=lambda name: embedder)),
+        "embedder": SimpleNamespace(Embedder=SimpleNamespace(from_pretrained=lambda name, **_: embedder)),
         "search": SimpleNamespace(invert=Lookup(embedder)),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, f"tutorial_lib.{name}", module)
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
+    return parser
+
+
+def test_models_follow_the_embedder_to_its_device(tmp_path, embedder):
+    torch = pytest.importorskip("torch")
+
+    class Model(torch.nn.Module):
+        config = INVERTER.config
+
+        def to(self, device):
+            self.moved = device
+            return self
+
+    embedder.device, model = torch.device("meta"), Model()
+    audit(save(tmp_path, embedder), embedder, model, model, out=tmp_path / "out", sample=4, invert=Lookup(embedder))
+    assert model.moved == torch.device("meta")
+
+
+def test_processes_that_were_launched_together_share_the_sample(tmp_path, embedder, parser, monkeypatch, capsys):
+    whole = run_audit(save(tmp_path, embedder), embedder, tmp_path / "whole", sample=40)
+    command = ["audit", save(tmp_path, embedder), "--sample", "40", "--steps", "3", "--out", str(tmp_path / "out")]
+    for rank in (0, 1, 2):
+        for name, value in {"WORLD_SIZE": 3, "RANK": rank, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, str(value))
+        assert run(parser.parse_args(command)) == 0
+        said = capsys.readouterr().out
+        assert bool(said) == (rank == 2)  # whoever finishes last has all the shards
+        assert (tmp_path / "out" / "report.json").exists() == (rank == 2)
+    merged = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (merged["rows"], merged["exact"]["value"]) == (40, whole.exact.value)
+    assert merged["settings"]["shard"] == "all 3"
+    with pytest.raises(TutorialError, match="given to 3 processes"):
+        run(parser.parse_args([*command, "--shard", "1/2"]))
+
+
+class Failures:
+    """Stores that cannot be audited: each makes its address, and ends in the sentence beside it."""
+
+    @staticmethod
+    def parquet(folder, rows):
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.table({"vector": pa.array(rows, type=pa.list_(pa.float32()))}), folder / "s.parquet")
+        return f"parquet:{folder}/s.parquet"
+
+    def missing(self, folder, rows):
+        return f"parquet:{folder}/nowhere.parquet"
+
+    def vanished_table(self, folder, rows):
+        lancedb = pytest.importorskip("lancedb")
+        lancedb.connect(folder / "db").create_table("notes", [{"vector": np.float32(row)} for row in rows])
+        shutil.rmtree(folder / "db" / "notes.lance" / "data")
+        return f"lancedb:{folder}/db#notes"
+
+    def mixed(self, folder, rows):
+        return self.parquet(folder, [*rows, rows[0][:-1]])
+
+    def not_finite(self, folder, rows):
+        return self.parquet(folder, [[float("nan")] * D, None, [0.0] * D])
+
+    def no_server(self, folder, rows):
+        pytest.importorskip("psycopg")
+        return "postgresql://reader:hunter2@127.0.0.1:9/app#notes"
+
+    def no_vectors(self, folder, rows):
+        with sqlite3.connect(folder / "s.db") as db:
+            db.execute("create table notes (id integer, body text)")
+        return f"sqlite:{folder}/s.db#notes"
+
+    def cut_short(self, folder, rows):
+        np.save(folder / "s.npy", np.float32(rows))
+        whole = (folder / "s.npy").read_bytes()
+        (folder / "s.npy").write_bytes(whole[: len(whole) // 2])
+        return f"npy:{folder}/s.npy"
+
+    def unreadable(self, folder, rows):
+        np.save(folder / "s.npy", np.float32(rows))
+        (folder / "s.npy").chmod(0)
+        if os.access(folder / "s.npy", os.R_OK):
+            pytest.skip("this user may read every file")
+        return f"npy:{folder}/s.npy"
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    {
+        "missing": "no parquet store at",
+        "vanished_table": "could not be",
+        "mixed": f"mixes dimensions: row '80' has {D - 1} values",
+        "not_finite": "has no usable vector",
+        "no_server": "no PostgreSQL database answered",
+        "no_vectors": "has no BLOB column",
+        "cut_short": "not a readable .npy file",
+        "unreadable": "ask its owner for read permission",
+    }.items(),
+)
+def test_a_store_that_cannot_be_audited_ends_in_one_sentence(tmp_path, embedder, parser, failure, words):
+    url = getattr(Failures(), failure)(tmp_path, embedder.encode(TEXTS).tolist())
+    with pytest.raises(TutorialError) as refused:
+        run(parser.parse_args(["audit", url, "--sample", "5", "--steps", "1", "--out", str(tmp_path / "out")]))
+    said = str(refused.value)
+    assert words in said
+    assert "\n" not in said
+    assert len(said) < 500
+    assert "hunter2" not in said
+    if (tmp_path / "out").exists():  # nothing half-done passes for a report
+        assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_command_line(tmp_path, embedder, parser, capsys):
     (tmp_path / "names").write_text("ann lee1\n\nann lee2\n")
     common = [save(tmp_path, embedder), "--sample", "20", "--steps", "2", "--out", str(tmp_path / "out")]
     arguments = parser.parse_args(["audit", *common, "--names", str(tmp_path / "names")])

@@ -11,8 +11,11 @@ import socket
 import sqlite3
 import subprocess
 import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -392,6 +395,29 @@ def test_qdrant_server_that_is_not_there():
         open_store("qdrant://127.0.0.1:9#notes")
 
 
+def test_qdrant_server_that_refuses_the_key(monkeypatch):
+    """A real reply over a real connection: what Qdrant sends to a client with a wrong key."""
+    pytest.importorskip("qdrant_client")
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b"Must provide an API key or an Authorization bearer token")
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("QDRANT_API_KEY", "hunter2")
+    with HTTPServer(("127.0.0.1", 0), Refuse) as server, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the client warns that a key goes over http, and that it knows no version
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(StoreError, match="refused the credentials: set QDRANT_API_KEY") as refused:
+            open_store(f"qdrant://127.0.0.1:{server.server_port}#notes")
+        server.shutdown()
+    assert "hunter2" not in str(refused.value)
+
+
 # ---------------------------------------------------------------- PostgreSQL
 
 
@@ -520,6 +546,27 @@ def test_postgres_mixed_dimensions_and_nan(postgres, database):
     database.execute("update mixed set embedding = '{1,NaN}' where id = 2")
     with open_store(f"{address}#mixed") as store, pytest.raises(VectorError, match="no finite vector"):
         list(store.batches())
+
+
+def test_postgres_that_goes_away_while_it_is_read(postgres, database):
+    with open_store(f"postgresql://tester:secret@{postgres}/postgres#arrays") as store:
+        rows = store.batches(7)
+        next(rows)
+        database.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tester' and pid <> pg_backend_pid()"
+        )
+        with pytest.raises(StoreError, match=r"could not be read after row \d+: ") as gone:
+            list(rows)
+    assert "\n" not in str(gone.value)
+
+
+def test_a_damaged_store_is_one_sentence_whatever_its_engine_raises(tmp_path):
+    lancedb = pytest.importorskip("lancedb")
+    lancedb.connect(tmp_path / "db").create_table("notes", [{"vector": row} for row in VECTORS])
+    shutil.rmtree(tmp_path / "db" / "notes.lance" / "data")
+    with pytest.raises(StoreError, match="could not be opened") as damaged:
+        open_store(f"lancedb:{tmp_path}/db#notes")
+    assert "\n" not in str(damaged.value)
 
 
 def test_pgvector(postgres, database):

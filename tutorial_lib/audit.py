@@ -1,7 +1,7 @@
 """Audit of a vector store: how much of the text behind its vectors can be written back (chapter 4).
 
     audit(url, embedder, inverter, corrector, sample=200, out="audit") -> AuditReport
-    merge(folders, out)        one report of several shards
+    merge(folders, out)        one report of several shards (`accelerate launch` makes and merges them)
     add_parser(commands)       `tutorial-lib audit URL`
 
 The store is only read; nothing leaves the machine.  Memory holds one batch and the sample, whatever the size
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -68,13 +69,16 @@ def audit(
     recovered texts readable in journal and report.  names: people to look for (an uncased embedder leaves
     no capitals to find names by).  shard: (i, n) inverts the i-th of n parts of the sample, each in an `out`
     of its own, for `merge`.  invert: another inversion function of the same signature.  progress: called
-    with (rows done, rows in all).  Raises StoreError or VectorError for a store that cannot be read,
-    TutorialError for an `out` folder of another audit.
+    with (rows done, rows in all).  The models are moved to the embedder's device.  Raises StoreError or VectorError
+    for a store that cannot be read, TutorialError for an `out` folder of another audit.
     """
     if invert is None:
         from .search import invert as search
 
         invert = search
+    for model in (inverter, corrector):
+        if hasattr(model, "to"):
+            model.to(embedder.device)
     part, parts = shard
     if not 1 <= part <= parts:
         raise TutorialError(
@@ -175,11 +179,10 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> AuditReport:
     """
     entries: list[dict[str, Any]] = []
     for folder in folders:
-        path = Path(folder) / "journal.jsonl"
-        if not path.exists():
+        if not (Path(folder) / "journal.jsonl").exists():
             raise TutorialError(f"{str(folder)!r} holds no audit: give the out folders of all shards")
-        shard = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not any("done" in entry for entry in shard):
+        shard = _finished(folder)
+        if not shard:
             raise TutorialError(f"the audit in {str(folder)!r} is not finished: resume it first")
         entries += shard
     every = [entry["settings"] for entry in entries if "settings" in entry]
@@ -196,6 +199,15 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> AuditReport:
     Path(out).mkdir(parents=True, exist_ok=True)
     report.save(out)
     return report
+
+
+def _finished(folder: str | Path) -> list[dict[str, Any]]:
+    """The journal of a finished audit; nothing where there is none, or it is still under way."""
+    path = Path(folder) / "journal.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not lines or '"done": true' not in lines[-1]:
+        return []
+    return [json.loads(line) for line in lines]
 
 
 def _name(model: Any) -> str:
@@ -279,7 +291,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "  tutorial-lib audit lancedb:data/notes#chunks\n"
         "  tutorial-lib audit postgresql://reader@localhost/app#public.chunks --sample 1000 --out audit-app\n"
         "  tutorial-lib audit vectors.npy --steps 50 --beam 8 --show\n"
-        "  tutorial-lib audit --merge part1 part2 --out audit   # after --shard 1/2 --out part1, ...",
+        "  tutorial-lib audit --merge part1 part2 --out audit   # after --shard 1/2 --out part1, ...\n"
+        "  accelerate launch --num_processes 4 --module tutorial_lib.cli audit lancedb:data/notes --sample 10000\n"
+        "                                        # a shard per process or GPU; the last one done merges them",
     )
     parser.add_argument(
         "url", nargs="?", help="lancedb:, chroma:, qdrant:, postgresql:, sqlite:, faiss:, parquet: or npy:"
@@ -314,12 +328,25 @@ def _progress(done: int, rows: int) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run `tutorial-lib audit`; the verdict goes to stdout, progress to stderr."""
     report = merge(arguments.merge, arguments.out) if arguments.merge else _run(arguments)
+    if report is None:  # one shard of several: the last process to finish has the report
+        return 0
     print(report.to_json() if arguments.json else report.to_text())
     print(f"report: {Path(arguments.out) / 'report.html'}", file=sys.stderr)
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> AuditReport:
+def _launched() -> tuple[int, int, dict[str, str]]:
+    """(number of this process from 1, processes in all, device option), as accelerate or torchrun started them."""
+    parts = int(os.environ.get("WORLD_SIZE", "1"))
+    if parts < 2:
+        return 1, 1, {}
+    import torch
+
+    local = os.environ.get("LOCAL_RANK", "0")
+    return int(os.environ.get("RANK", "0")) + 1, parts, {"device": f"cuda:{local}"} if torch.cuda.is_available() else {}
+
+
+def _run(arguments: argparse.Namespace) -> AuditReport | None:
     from .corrector import Corrector
     from .embedder import Embedder
     from .inverter import Inverter
@@ -334,26 +361,37 @@ def _run(arguments: argparse.Namespace) -> AuditReport:
         raise TutorialError(
             f"--shard {arguments.shard} is not of the form 2/4: the second of four"
         ) from error
+    process, processes, device = _launched()
+    out = Path(arguments.out)
+    if processes > 1:
+        if parts > 1:
+            raise TutorialError(
+                f"--shard {arguments.shard} was given to {processes} processes: they share the sample by themselves"
+            )
+        part, parts, out = process, processes, out / f"part{process}"
     names = _lines(arguments.names) if arguments.names else []
     open_store(arguments.url).close()  # a wrong address should not wait for the models to load
     report = audit(
         arguments.url,
-        Embedder.from_pretrained(arguments.embedder),
+        Embedder.from_pretrained(arguments.embedder, **device),
         Inverter.from_pretrained(arguments.inverter or arguments.embedder),
         Corrector.from_pretrained(arguments.corrector or arguments.inverter or arguments.embedder),
         sample=arguments.sample,
         steps=arguments.steps,
         beam_width=arguments.beam,
-        out=arguments.out,
+        out=out,
         resume=arguments.resume,
         show=arguments.show,
         names=names,
         seed=arguments.seed,
         shard=(part, parts),
-        progress=_progress,
+        progress=_progress if part == 1 or processes == 1 else None,
     )
     print(file=sys.stderr)
-    return report
+    if processes == 1:
+        return report
+    folders = [Path(arguments.out) / f"part{i}" for i in range(1, processes + 1)]
+    return merge(folders, arguments.out) if all(map(_finished, folders)) else None
 
 
 def _lines(path: str) -> list[str]:

@@ -94,7 +94,7 @@ class AuditReport:
         for name, content in (("report.html", self.to_html()), ("report.json", self.to_json())):
             path = Path(folder) / name
             path.touch(mode=0o600)
-            part = path.with_suffix(path.suffix + ".part")
+            part = path.with_suffix(f"{path.suffix}.{os.getpid()}")  # two processes may merge the same shards
             part.touch(mode=0o600)
             part.write_text(content, encoding="utf-8")
             os.replace(part, path)

@@ -29,8 +29,8 @@ from __future__ import annotations
 import importlib
 from pathlib import PurePath
 
-from ..errors import StoreError
-from .base import Batch, Quantisation, Store, StoreURL, parse_url
+from ..errors import StoreError, TutorialError
+from .base import Batch, Quantisation, Store, StoreURL, first_line, parse_url
 
 __all__ = ["Batch", "Quantisation", "Store", "StoreURL", "open_store", "parse_url"]
 
@@ -64,7 +64,13 @@ def open_store(url: str) -> Store:
             f"{given} is unknown: a store's URL starts with {', '.join(s + ':' for s in READERS)}"
         )
     module, name = READERS[parsed.scheme]
-    store: Store = getattr(importlib.import_module(f".{module}", __name__), name)(parsed)
+    reader = getattr(importlib.import_module(f".{module}", __name__), name)
+    try:
+        store: Store = reader(parsed)
+    except TutorialError:
+        raise
+    except Exception as error:  # a damaged store makes its engine raise a class of its own
+        raise StoreError(f"{parsed} could not be opened: {first_line(error)}") from error
     if store.count == 0:
         store.close()
         raise StoreError(f"{store.url} is empty: there is no vector to read")
