@@ -21,7 +21,7 @@ import pytest
 from tutorial_lib import cli, cli_common, cli_train
 from tutorial_lib.errors import TutorialError
 
-COMMANDS = ("invert", "evaluate", "train", "audit", "reproduce", "book", "check")
+COMMANDS = ("invert", "evaluate", "data", "train", "audit", "reproduce", "book", "check")
 Said = tuple[int, str, str]
 
 
@@ -79,7 +79,7 @@ def test_every_command_explains_itself(say: Callable[..., Said], command: str) -
     status, out, err = say(command, "--help")
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: tutorial-lib {command}")
-    if command in ("invert", "evaluate", "train", "audit"):
+    if command in ("invert", "evaluate", "data", "train", "audit"):
         assert f"examples:\n  tutorial-lib {command}" in out
 
 
@@ -281,11 +281,20 @@ def test_evaluate_gives_scores_with_n_intervals_and_queries(say: Callable[..., S
     status, out, err = say("evaluate", "--corpus", "records", "--n", "4", *QUICK)
     assert (status, err) == (0, "")
     head, bag, first, last, about = out.splitlines()
-    assert head.split() == ["method", "BLEU", "token", "F1", "%", "exact", "%", "cosine", "queries"]
+    columns = ["method", "BLEU", "token F1 %", "exact %", "cosine", "queries", "full names %"]
+    assert re.split("  +", head) == columns
     assert bag.startswith("bag of words")
     assert re.match(r"0 steps .*\(.*–.*, n = 4\).* 2 \(2–2, n = 4\)", first)
     assert last.startswith("1 steps")
     assert about == "records, test split, 10 word pieces, beam 2, all-MiniLM-L6-v2"
+
+
+def test_evaluate_on_a_shipped_test_set_of_records(say: Callable[..., Said]) -> None:
+    words = ["--corpus", "test:records", "--max-tokens", "6", "--n", "3", "--at", "0", "--json", *QUICK]
+    status, out, _ = say("evaluate", *words)
+    assert status == 0
+    row = json.loads(out)["scores"][1]
+    assert 0 <= row["names_low"] <= row["names"] <= row["names_high"] <= 100
 
 
 def test_evaluate_as_json_with_one_text_has_no_nan(say: Callable[..., Said], corpus: str) -> None:
@@ -304,6 +313,8 @@ def test_evaluate_as_json_with_one_text_has_no_nan(say: Callable[..., Said], cor
     ("words", "sentence"),
     [
         (["--at", "0", "9", "--steps", "3"], "--at 9 lies beyond the last round; raise --steps 3"),
+        (["--corpus", "test:poems"], "Unknown test set 'poems'"),
+        (["--corpus", "test:novels", "--split", "train", "--max-tokens", "8"], "has only a test split"),
         (["--corpus", "novels"], "Unknown corpus 'novels'; use sotu"),
         (["--corpus", "files:nowhere/"], "holds no text"),
         (["--corpus", "records", "--max-tokens", "2"], "needs at least 6 word pieces"),

@@ -19,6 +19,8 @@ _HOME = {
     "token_stream": "corpora",
     "Record": "records",
     "synthetic_records": "records",
+    "held_out": "held_out",
+    "held_out_records": "held_out",
     "Inverter": "inverter",
     "InverterConfig": "inverter",
     "Corrector": "corrector",
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from tutorial_lib.corrector import Corrector, CorrectorConfig
     from tutorial_lib.embedder import Embedder
     from tutorial_lib.errors import TutorialError
+    from tutorial_lib.held_out import held_out, held_out_records
     from tutorial_lib.inverter import Inverter, InverterConfig
     from tutorial_lib.metrics import Estimate, Scores, bootstrap, compare, evaluate
     from tutorial_lib.records import Record, synthetic_records

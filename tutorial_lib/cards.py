@@ -36,6 +36,7 @@ def provenance(config: dict[str, Any], model: VectorToText, embedder: Embedder) 
             "word_pieces": len(ids),
             "sha256_of_ids": hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest(),
             **_package(_PACKAGES.get(source)),
+            **_fetched(source),
         }
     if config["records"]:
         data["synthetic records"] = _package("faker")
@@ -59,6 +60,22 @@ def _package(name: str | None) -> dict[str, str]:
         return {}
     licence = found.get("License-Expression") or found.get("License") or "see the package"
     return {"package": name, "version": found["Version"], "licence": licence.splitlines()[0]}
+
+
+def _fetched(source: str) -> dict[str, str]:
+    """What ``tutorial-lib data`` noted of the packages whose text lies in a folder, if it wrote that folder."""
+    kind, _, place = source.partition(":")
+    for folder in (Path(place), *Path(place).parents)[:3] if kind == "files" else ():
+        manifest = folder / "manifest.json"
+        if manifest.is_file():
+            inside = Path(place).relative_to(folder).parts  # nothing, general, or general/NAME
+            entries = [
+                f"{entry['package']} {entry['version']} ({entry['licence']}, sha256 {entry['sha256']})"
+                for entry in json.loads(manifest.read_text(encoding="utf-8"))["sources"]
+                if inside == ("foreign" if entry["foreign"] else "general", entry["source"])[: len(inside)]
+            ]
+            return {"packages": "; ".join(entries)}
+    return {}
 
 
 def _hardware() -> str:

@@ -1,4 +1,4 @@
-"""The command line: `tutorial-lib invert | evaluate | train | audit | reproduce | book | check`.
+"""The command line: `tutorial-lib invert | evaluate | data | train | audit | reproduce | book | check`.
 
 One function per subcommand adds its parser, another runs it. Results go to stdout, progress to stderr; bad
 input is one sentence and status 2. Heavy libraries are imported when a command runs: `--help` is instant.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .audit import add_parser as add_audit
 from .cli_common import at_least, example, hush, print_json
+from .cli_data import add_data
 from .cli_reproduce import add_reproduce
 from .cli_train import add_train
 from .errors import TextError, TutorialError
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for add_parser in (add_invert, add_evaluate, add_train, add_audit, add_reproduce, add_book, add_check):
+    for add_parser in (add_invert, add_evaluate, add_data, add_train, add_audit, add_reproduce, add_book, add_check):
         add_parser(commands)
     arguments = parser.parse_args(argv)
     name = f"tutorial-lib {arguments.command}"
@@ -310,12 +311,14 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "tutorial-lib evaluate --n 100 --steps 50 --beam 8 --at 0 1 5 20 50",
             "tutorial-lib evaluate --corpus files:notes/ --n 30 --json",
             "tutorial-lib evaluate --corpus records --steps 0",
+            "tutorial-lib evaluate --corpus test:novels --max-tokens 6 --n 500",
         ),
     )
     parser.add_argument(
         "--corpus",
         default="sotu",
-        help="sotu (default), records (synthetic), files:PATTERN, disk:FOLDER or hub:owner/name[:column]",
+        help="sotu (default), records (synthetic), files:PATTERN, disk:FOLDER, hub:owner/name[:column], or a fixed "
+        "test set: test:speeches, test:general, test:records, test:novels",
     )
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--n", type=at_least(1), default=100, help="passages (default 100)")
@@ -339,7 +342,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from .search import invert
 
     length = arguments.max_tokens or inverter.config.max_tokens
-    texts = _passages(arguments, length, embedder)
+    texts, names = _passages(arguments, length, embedder)
     result = invert(
         embedder.encode(texts),
         embedder,
@@ -352,12 +355,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
     )
     shuffled = evaluate(texts, bag_of_words(texts, embedder, arguments.seed), embedder)
-    table = [shuffled.table_row("bag of words") | {"queries": "-"}]
+    table = [shuffled.table_row("bag of words") | {"queries": "-"} | ({"full names %": "-"} if names else {})]
     rows: list[dict[str, Any]] = [{"method": "bag of words", **shuffled.as_dict()}]
     for step in at:
         scores, queries = evaluate(texts, result.at(step), embedder), bootstrap(result.queries_at(step))
         spent = {"queries": queries.value, "queries_low": queries.low, "queries_high": queries.high}
-        table.append(scores.table_row(f"{step} steps") | {"queries": f"{queries:.0f}"})
+        shown = {"queries": f"{queries:.0f}"}
+        if names:  # what a thief of records wants
+            whole = bootstrap([100.0 * (name in text) for name, text in zip(names, result.at(step), strict=True)])
+            spent |= {"names": whole.value, "names_low": whole.low, "names_high": whole.high}
+            shown["full names %"] = f"{whole:.1f}"
+        table.append(scores.table_row(f"{step} steps") | shown)
         rows.append({"method": f"{step} steps", "steps": step, **scores.as_dict(), **spent})
     if arguments.card:
         from .cards import write_card
@@ -380,14 +388,20 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _passages(arguments: argparse.Namespace, length: int, embedder: Embedder) -> list[str]:
+def _passages(arguments: argparse.Namespace, length: int, embedder: Embedder) -> tuple[list[str], list[str]]:
+    """The texts to score, and for records the names in them (else none)."""
     from .corpora import passages
+    from .held_out import held_out_records
     from .records import synthetic_records
 
+    if arguments.corpus not in ("records", "test:records"):
+        found = passages(arguments.corpus, arguments.split, length, arguments.n, arguments.seed, embedder)
+        return found, []
     if arguments.corpus == "records":
         records = synthetic_records(arguments.n, arguments.split, arguments.seed, length, embedder)
-        return [record.text for record in records]
-    return passages(arguments.corpus, arguments.split, length, arguments.n, arguments.seed, embedder)
+    else:
+        records = held_out_records(length, arguments.n)
+    return [record.text for record in records], embedder.normalise([record.name for record in records])
 
 
 # ---- the book ------------------------------------------------------------------------------------------

