@@ -31,7 +31,7 @@ else
 endif
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint $(STAMPS)/constraints.txt
 
-.PHONY: help book html smoke check test lint serve clean setup lock
+.PHONY: help book html smoke check test colab lint serve clean setup lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,6 +51,9 @@ check: setup ## every number of the book against claims.yml; executes nothing
 
 test: setup ## the tests, one process per core (PYTEST_ARGS="--cov" shows what they miss)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto $(PYTEST_ARGS)
+
+colab: setup ## the published notebooks as Colab opens them, in small (PROFILE=cpu: as they are; CHAPTERS="02 03": some)
+	@COLAB_PROFILE=$(or $(PROFILE),smoke) COLAB_CHAPTERS="$(CHAPTERS)" $(PY) -m pytest tests/test_colab.py $(PYTEST_ARGS)
 
 lint: setup ## ruff and mypy
 	@$(PY) -m ruff check .
