@@ -1,0 +1,255 @@
+"""Embedders behind a function or in a table: paid for once, trained for end to end, honest about what they lack."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tutorial_lib import cached, search, training
+from tutorial_lib.cached import CachedEmbedder, TableWindows, is_cached, open_embedder, read_table
+from tutorial_lib.corrector import Corrector
+from tutorial_lib.embedder import Embedder
+from tutorial_lib.errors import CheckpointError, CorpusError, TextError, TutorialError, VectorError
+from tutorial_lib.inverter import Inverter
+from tutorial_lib.training import TrainConfig, train
+
+FAKE = """
+import numpy as np
+NAME = "fake-128"
+calls = []
+
+def embed(texts):
+    calls.append(list(texts))
+    if any("forbidden" in text for text in texts):
+        raise ConnectionError("429")
+    return [np.random.default_rng(list(text.encode())).normal(size=128) for text in texts]
+"""
+#: A second real embedder that installs with pip: 256 values, no torch, no gradient, another tokenizer inside.
+WORDLLAMA = """
+from pathlib import Path
+
+import wordllama
+
+NAME = "wordllama-256"
+inside = Path(wordllama.__file__).parent  # the weights came with the package
+model = wordllama.WordLlama.load(cache_dir=inside, disable_download=True)
+
+def embed(texts):
+    return model.embed(texts, norm=True)
+"""
+TEXTS = [f"the {a} of the {b}" for a in ("law", "peace", "war", "people") for b in ("union", "state", "world")]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(FAKE, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> str:
+    """Forty small documents, so that every split has some."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(40):
+        rows = np.random.default_rng(number).permutation(TEXTS)
+        (folder / f"{number}.txt").write_text(", ".join(rows), encoding="utf-8")
+    return f"files:{folder}"
+
+
+@pytest.fixture(autouse=True)
+def _opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training finds these embedders by name, and a table's own windows."""
+    torch.set_num_threads(1)
+    real = Embedder.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def from_pretrained(cls: Any, name: str = "all-MiniLM-L6-v2", *, device: Any = None, revision: Any = None) -> Any:
+        return open_embedder(name, device=device) if is_cached(name) else real(cls, name, device=device)
+
+    monkeypatch.setattr(Embedder, "from_pretrained", classmethod(from_pretrained))
+    windows = training.Windows
+    monkeypatch.setattr(
+        training,
+        "Windows",
+        lambda config, embedder: (
+            TableWindows(config, embedder) if getattr(embedder, "closed", False) else windows(config, embedder)
+        ),
+    )
+
+
+def tiny(kind: str, output: Path, embedder: str, **fields: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "max_steps": 2, "batch_size": 8, "layers": 1, "width": 32, "num_pseudo_tokens": 2, "whiten_on": 64,
+        "records": 0.0, "min_tokens": 3, "max_tokens": 6, "slopes": False, "pool": 1,
+    }  # fmt: skip
+    return TrainConfig(kind, str(output), embedder, **(settings | fields))  # type: ignore[arg-type]
+
+
+def write_table(path: Path, texts: list[str], name: str = "vector", dimension: int = 128) -> Path:
+    vectors = np.random.default_rng(0).normal(size=(len(texts), dimension)).astype(np.float32)
+    pq.write_table(pa.table({"text": texts, name: [row.tolist() for row in vectors]}), path)
+    return path
+
+
+# ---- a function --------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_paid_for_once(file: Path) -> None:
+    embedder = open_embedder(str(file))
+    assert (embedder.name, embedder.dimension, embedder.max_tokens, embedder.closed) == ("fake-128", 128, 512, False)
+    assert embedder.asked == 1  # what says the dimension
+    first = embedder.encode([*TEXTS, TEXTS[0]], progress=False)
+    assert first.shape == (13, 128) and first.dtype == np.float32
+    assert np.array_equal(first[0], first[-1])
+    assert (embedder.asked, embedder.queries) == (13, 13)
+    embedder.encode(TEXTS, progress=False)
+    assert (embedder.asked, embedder.queries) == (13, 25)
+    assert embedder.encode([]).shape == (0, 128)
+
+    del embedder
+    gc.collect()  # what was new is on the disk
+    again = open_embedder(str(file))
+    assert np.array_equal(again.encode(TEXTS, progress=False), first[:-1])
+    assert again.asked == 0
+    table = pq.read_table(file.with_suffix(".vectors"))
+    assert table.column_names == ["text", "vector"] and table.num_rows == 13
+
+
+def test_what_a_function_returned_before_it_failed_is_kept(file: Path) -> None:
+    embedder = open_embedder(str(file))
+    embedder.encode(TEXTS, progress=False)
+    with pytest.raises(TutorialError, match=r"embed of fake-128 failed \(ConnectionError: 429\); .* is kept"):
+        embedder.encode(["a forbidden text"])
+    assert len(dict(read_table(next(file.with_suffix(".vectors").iterdir())))) == 13
+
+
+def test_many_new_vectors_are_written_while_they_come(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, "_KEEP_AFTER", 4)
+    embedder = open_embedder(str(file))
+    embedder.encode(TEXTS, batch_size=3, progress=False)
+    parts = sorted(path.name for path in file.with_suffix(".vectors").iterdir())
+    assert parts == ["000000.parquet", "000001.parquet"]  # of four and six; three wait
+    embedder.flush()
+    assert len(open_embedder(str(file)).texts) == 13
+
+
+@pytest.mark.parametrize("returned", ["[[1.0, 2.0]] * 3", "[1.0, 2.0]", "[[float('nan')]] * len(texts)"])
+def test_a_function_that_returns_something_else(tmp_path: Path, returned: str) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text(f"def embed(texts):\n    return {returned}\n")
+    with pytest.raises(VectorError, match=r"embed of odd returned shape .* an array \[1, d\] was expected"):
+        open_embedder(str(path))
+
+
+def test_files_that_define_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="There is no file"):
+        open_embedder(str(tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("NAME = 'x'\n")
+    with pytest.raises(CheckpointError, match=r"defines no function embed\(texts\)"):
+        open_embedder(str(tmp_path / "empty.py"))
+    (tmp_path / "odd.py").write_text("TOKENIZER = '/nowhere'\ndef embed(texts):\n    return [[1.0]]\n")
+    with pytest.raises(CheckpointError, match="The tokenizer '/nowhere' could not be loaded"):
+        open_embedder(str(tmp_path / "odd.py"))
+
+
+def test_ids_are_embedded_as_the_text_they_spell(file: Path) -> None:
+    embedder = open_embedder(str(file))
+    encoded = embedder.tokenizer(["the law", "", "peace of the world"], padding=True, return_tensors="pt")
+    got = embedder.encode_ids(encoded["input_ids"], encoded["attention_mask"])
+    assert np.array_equal(got.numpy(), embedder.encode(["the law", ".", "peace of the world"]))
+    vectors, slopes = embedder.gradients_of_ids(encoded["input_ids"], encoded["attention_mask"], got)
+    assert torch.equal(vectors, got) and slopes.shape == (*encoded["input_ids"].shape, 0)
+    with pytest.raises(TutorialError, match="has no gradient; leave local edits out"):
+        embedder.gradients([[5]], got[:1])
+
+
+# ---- end to end --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [FAKE, WORDLLAMA], ids=["a function", "wordllama"])
+def test_from_a_function_to_recovered_texts(tmp_path: Path, corpus: str, source: str) -> None:
+    if source is WORDLLAMA:
+        pytest.importorskip("wordllama", reason="the second real embedder, of the extra 'test'")
+    file = tmp_path / "mine.py"
+    file.write_text(source, encoding="utf-8")
+    runs = tmp_path / "runs"
+    train(tiny("inverter", runs / "inverter", str(file), corpus=(corpus,)), progress=False)
+    config = tiny("corrector", runs / "corrector", str(file), corpus=(corpus,), inverter=str(runs / "inverter"))
+    train(config, progress=False)
+    gc.collect()
+
+    embedder = Embedder.from_pretrained(str(file))
+    assert isinstance(embedder, CachedEmbedder)
+    inverter, corrector = Inverter.from_pretrained(runs), Corrector.from_pretrained(runs)
+    assert inverter.config.dimension == corrector.config.dimension == embedder.dimension
+    assert inverter.config.embedder_name == corrector.config.embedder_name == embedder.name
+    before = embedder.asked
+    result = search.invert(
+        embedder.encode(TEXTS[:3], progress=False), embedder, inverter, corrector, steps=2, beam_width=2
+    )
+    assert len(result.texts) == 3 and (result.queries >= 1).all()
+    assert embedder.queries == 3 + result.queries.sum()
+    assert 0 < embedder.asked - before <= embedder.queries
+
+
+# ---- a table -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["vector", "embedding"])
+def test_an_inverter_is_trained_from_a_table_alone(tmp_path: Path, corpus: str, column: str) -> None:
+    path = write_table(tmp_path / "mine.parquet", [*TEXTS, "The Law of the Land", "too long " * 20], column)
+    embedder = open_embedder(f"parquet:{path}")
+    assert (embedder.name, embedder.dimension, embedder.closed) == ("mine", 128, True)
+    want = dict(read_table(path))
+    assert np.array_equal(embedder.encode(["THE LAW of the land"])[0], want["The Law of the Land"])
+
+    config = tiny("inverter", tmp_path / "inverter", f"parquet:{path}", corpus=(corpus,))
+    windows = TableWindows(config, embedder)
+    drawn = embedder.decode([row.tolist() for row in windows.sample(np.random.default_rng(0), 200)])
+    assert set(drawn) == {*TEXTS, "the law of the land"}  # whole, the long one left out
+    train(config, progress=False)
+    inverter = Inverter.from_pretrained(tmp_path / "inverter")
+    result = search.invert(embedder.encode(TEXTS[:2]), _Lenient(embedder), inverter, steps=0, beam_width=1)
+    assert len(result.texts) == 2
+
+
+class _Lenient:
+    """The table's embedder with a vector for any guess, which the first guess alone does not need to be right."""
+
+    def __init__(self, embedder: CachedEmbedder) -> None:
+        self._embedder = embedder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._embedder, name)
+
+    def encode(self, texts: list[str], **_: Any) -> np.ndarray:
+        return np.ones((len(texts), self.dimension), dtype=np.float32)
+
+
+def test_a_table_knows_no_other_text(tmp_path: Path) -> None:
+    embedder = open_embedder(f"parquet:{write_table(tmp_path / 'mine.parquet', TEXTS)}")
+    with pytest.raises(TextError, match=r"table 'mine' holds no vector of 'another text'; .* an inverter can be"):
+        embedder.encode(["another text"])
+    config = tiny("inverter", tmp_path / "inverter", "x.py", min_tokens=40, max_tokens=50)
+    with pytest.raises(CorpusError, match="no text of 40 to 50 word pieces"):
+        TableWindows(config, embedder)
+
+
+def test_tables_that_are_none(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "score": [1.0]}), tmp_path / "odd.parquet")
+    with pytest.raises(CorpusError, match="has the columns text, score; text and vector are needed"):
+        open_embedder(f"parquet:{tmp_path / 'odd.parquet'}")
+    (tmp_path / "broken.parquet").write_text("no table")
+    with pytest.raises(CorpusError, match="cannot be read as Parquet"):
+        open_embedder(f"parquet:{tmp_path / 'broken.parquet'}")
+    write_table(tmp_path / "empty.parquet", [""])
+    with pytest.raises(CorpusError, match="holds no texts"):
+        open_embedder(f"parquet:{tmp_path / 'empty.parquet'}")
