@@ -37,7 +37,7 @@ class PositionEmbedder:
 
 
 @pytest.fixture
-def embedder() -> PositionEmbedder:
+def toy() -> PositionEmbedder:
     return PositionEmbedder()
 
 
@@ -177,9 +177,9 @@ def test_prior_bits_are_what_the_model_charges():
     assert bits[0] < bits[1]
 
 
-def test_posterior_bits_are_a_distribution_over_texts(embedder_and_inverter):
+def test_posterior_bits_are_a_distribution_over_texts(embedder, tiny_inverter):
     """One piece, every word of the vocabulary: the probabilities sum to 1 (but for special ids)."""
-    embedder, inverter = embedder_and_inverter
+    inverter = tiny_inverter
     size = len(embedder.tokenizer)
     vector = embedder.encode(["the congress"])
     pieces = [[i] for i in range(size)]
@@ -192,10 +192,10 @@ def test_posterior_bits_are_a_distribution_over_texts(embedder_and_inverter):
     assert bits[unknown] > bits[written] + 10  # one of many that share the probability of the unknown
 
 
-def test_posterior_bits_agree_with_the_training_loss(embedder_and_inverter, test_texts):
+def test_posterior_bits_agree_with_the_training_loss(embedder, tiny_inverter, test_texts):
     import torch
 
-    embedder, inverter = embedder_and_inverter
+    inverter = tiny_inverter
     ids, vectors = embedder.token_ids(test_texts), embedder.encode(test_texts)
     bits = info.posterior_bits(inverter, vectors, ids, len(embedder.tokenizer), batch_size=4)
     assert bits.shape == (len(test_texts),)
@@ -207,14 +207,6 @@ def test_posterior_bits_agree_with_the_training_loss(embedder_and_inverter, test
     assert bits[2] < everything < bits[2] + 20
     with pytest.raises(TutorialError, match="one text of one piece or more for each vector"):
         info.posterior_bits(inverter, vectors[:1], [[]], 10)
-
-
-@pytest.fixture
-def embedder_and_inverter(tiny_inverter):
-    """The real embedder: this module's own `embedder` stands for it elsewhere."""
-    from tutorial_lib import Embedder
-
-    return Embedder.from_pretrained("all-MiniLM-L6-v2", device="cpu"), tiny_inverter
 
 
 def test_codes_keep_what_they_say(vectors):
@@ -329,9 +321,9 @@ def test_edits_of_one_word_and_of_none():
         info.minimal_edits(" ", vocabulary=["war"])
 
 
-def test_edit_distances_order_the_edits(embedder):
+def test_edit_distances_order_the_edits(toy):
     texts = [f"we keep the peace {w} now" for w in ("and", "but", "until", "for", "with")]
-    found = info.edit_distances(texts, embedder)
+    found = info.edit_distances(texts, toy)
     assert set(found.distances) == set(info.EDITS) == set(found.examples)
     assert all(len(gaps) == 5 for gaps in found.distances.values())
     assert found.distances["case"].max() < 1e-9, "an uncased embedder sees no capitals"
@@ -339,34 +331,34 @@ def test_edit_distances_order_the_edits(embedder):
     assert swap == sorted(found.distances["adjacent swap"])[2]
     assert 1e-6 < swap < word
     with pytest.raises(TutorialError, match="no texts"):
-        info.edit_distances([], embedder)
+        info.edit_distances([], toy)
 
 
-def test_numeric_resolution_sees_the_noise_and_nothing_else(embedder):
-    noise = info.numeric_resolution(["peace now", "war and peace", "union"], embedder)
+def test_numeric_resolution_sees_the_noise_and_nothing_else(toy):
+    noise = info.numeric_resolution(["peace now", "war and peace", "union"], toy)
     assert noise.shape == (3,) and (noise > 0).all() and noise.max() < 1e-9
     with pytest.raises(TutorialError, match="two sizes to compare"):
-        info.numeric_resolution(["peace"], embedder, batch_sizes=(1,))
+        info.numeric_resolution(["peace"], toy, batch_sizes=(1,))
     with pytest.raises(TutorialError, match="0 texts"):
-        info.numeric_resolution([], embedder)
+        info.numeric_resolution([], toy)
 
 
 # --- data processing --------------------------------------------------------------------------------
 
 
-def test_destroyed_tells_what_the_tokenizer_and_the_limit_take(embedder):
+def test_destroyed_tells_what_the_tokenizer_and_the_limit_take(toy):
     rows = info.destroyed(
         [
             ("case", "peace now", "PEACE Now"),
             ("beyond the limit", "a b c d e f then peace", "a b c d e f then war"),
             ("a word", "peace now", "war now"),
         ],
-        embedder,
+        toy,
     )
     assert [row.same_tokens for row in rows] == [True, True, False]
     assert rows[0].distance < 1e-9 > rows[1].distance and rows[2].distance > 1e-3
     assert rows[1].change == "beyond the limit" and rows[1].second.endswith("war")
-    assert info.destroyed([], embedder) == []
+    assert info.destroyed([], toy) == []
 
 
 def test_accents_and_capitals():
