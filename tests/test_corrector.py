@@ -217,7 +217,8 @@ def test_an_aligned_guess_reaches_loss_and_writing(
     for options in ({}, {"beams": 3, "candidates": 3}, {"temperature": 1e-3}):
         ids = aligned.propose(target, GUESS, own, max_tokens=5, **options).ids
         table = aligned.vocabulary.tolist()
-        assert [aligned.to_embedder_ids(ids[row, :1])[0] for row in range(2)] == [[table[i] for i in row] for row in want]
+        got = [aligned.to_embedder_ids(ids[row, :1])[0] for row in range(2)]
+        assert got == [[table[i] for i in row] for row in want]
     copied = float(aligned(target, GUESS, own, GUESS).detach())
     other = float(aligned(target, GUESS, own, GUESS.flip(0)).detach())
     assert copied < other
@@ -228,3 +229,15 @@ def test_every_channel_of_an_aligned_corrector_is_trained(aligned: Any, vectors:
     slope = torch.randn(2, 4, 384)
     aligned(target, GUESS, own, torch.tensor([[4, 5, END], [6, END, PAD]]), slope).backward()
     assert [name for name, parameter in aligned.named_parameters() if parameter.grad is None] == []
+
+
+@torch.no_grad()
+def test_aligned_vectors_are_added_up(aligned: Any, vectors: Any) -> None:
+    target, own = vectors
+    got, mask = aligned.encoder_inputs(target, GUESS, own)
+    assert mask is None
+    e, ê = aligned.whitened(target), aligned.whitened(own)
+    want = aligned.embedding_transform_1(e) + aligned.embedding_transform_2(e - ê) + aligned.embedding_transform_3(ê)
+    assert torch.allclose(got, want.view(2, aligned.config.num_pseudo_tokens, 32), atol=1e-5)
+    blind = aligned.encoder_inputs(target, GUESS, own, left=torch.zeros(2, 3))[0]
+    assert torch.equal(blind, aligned.encoder_inputs(target, GUESS, own + 1, left=torch.zeros(2, 3))[0])

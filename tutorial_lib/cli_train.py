@@ -96,7 +96,7 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     guesses.add_argument(
         "--slopes",
         action=argparse.BooleanOptionalAction,
-        help="read the embedder's gradient at each token of the guess (default: yes)",
+        help="read the embedder's gradient at each token of the guess (default: no)",
     )
     run.add_argument("--begin-from", help="weights to go on from: a name or folder (default: a fresh model)")
     groups = ((data, _DATA), (parser.add_argument_group("model"), _MODEL), (run, _RUN), (guesses, _GUESSES))
@@ -145,7 +145,8 @@ def training_config(arguments: argparse.Namespace) -> TrainConfig:
     embedder = given.get("embedder", TrainConfig.embedder)
     folder = Path("runs") / canonical_name(embedder).replace("/", "--") / arguments.kind
     given.setdefault("output", str(folder))
-    only = sorted({"inverter", "blind", "blinded", "reuse", "fresh", "corrupted", "pool", "rewrites", "slopes"} & set(given))
+    of_corrector = {"inverter", "blind", "blinded", "reuse", "fresh", "corrupted", "pool", "rewrites", "slopes"}
+    only = sorted(of_corrector & set(given))
     if arguments.kind == "inverter" and only:
         raise TutorialError(f"--{only[0]} belongs to the corrector; leave it out when training an inverter.")
     if arguments.kind == "corrector":

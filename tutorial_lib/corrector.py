@@ -1,10 +1,12 @@
 """(target vector, guess) -> better guess: the corrector of vec2text (Morris et al. 2023, section 4).
 
-    [SEP] MLP1(e) [SEP] MLP3(ê) [SEP] MLP2(e - ê) [SEP] tokens of the guess  --LayerNorm--> encoder -> decoder
+    the paper's   [SEP] MLP1(e) [SEP] MLP3(ê) [SEP] MLP2(e - ê) [SEP] guess  --LayerNorm--> encoder -> decoder
+    ours          MLP1(e) + MLP2(e - ê) + MLP3(ê)  --> encoder -> decoder <-- guess, place by place
 
-where e is the target's embedding and ê the guess's own. For an embedder whose weights the attacker holds, each
-token of the guess also carries the *slope*: the gradient of cos(e, ê) at that token's input embedding, which is the
-difference carried back through the embedder to the words that caused it. Chapter 3 explains why both matter.
+where e is the target's embedding and ê the guess's own. Ours begins as the inverter, exactly, and is four times
+shorter; published checkpoints are read in the paper's layout. If the weights were trained so, each token of the guess
+also carries a *slope*: the gradient of cos(e, ê) at its input embedding, which only an attacker who holds the
+embedder's weights can know. Chapter 3 explains why the difference matters.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class CorrectorConfig(InversionConfig):
     model_type = "tutorial_lib_corrector"
 
     blind: str = ""
-    aligned: bool = False  # does the decoder see the guess at each place? Published weights do not know this
+    aligned: bool = False  # guess in the decoder, place by place, instead of the paper's layout: ours are so
     slope_width: int = 0  # values per token of the embedder's input, if the corrector reads slopes; 0: it does not
 
 
@@ -40,10 +42,10 @@ class Corrector(VectorToText):
     """Writes a better text from a target embedding, a guess and the guess's embedding: p(x | e, guess, ê).
 
     ``embedding_transform_1``, ``_2`` and ``_3`` take e, e - ê and ê (whitened, [d]) to ``num_pseudo_tokens``
-    encoder inputs each; ``slope_transform`` (if the weights read slopes) takes a token's slope [slope_width] to what
-    is added to that token [width]; ``align`` (if the weights are aligned) takes a place of the guess and its two
-    neighbours [3 width] to what the decoder sees there [width]; ``layernorm`` [width] normalises the whole encoder
-    input.
+    encoder inputs each. In the paper's layout these and the guess's tokens follow each other, and ``layernorm``
+    [width] normalises them. Ours (``aligned``) adds them up, and ``align`` takes a place of the guess and its two
+    neighbours [3 width] to what the decoder sees at that place [width]. ``slope_transform`` (if the weights read
+    slopes) takes a token's slope [slope_width] to what is added to that token [width].
     """
 
     config_class = CorrectorConfig
@@ -60,7 +62,8 @@ class Corrector(VectorToText):
             self.slope_transform = nn.Linear(config.slope_width, width, bias=False)
         if config.aligned:
             self.align = nn.Linear(3 * width, width, bias=False)
-        self.layernorm = nn.LayerNorm(width)
+        else:
+            self.layernorm = nn.LayerNorm(width)
         self.post_init()
 
     @classmethod
@@ -90,8 +93,11 @@ class Corrector(VectorToText):
         guess_embedding: Tensor,
         slope: Tensor | None = None,
         left: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """e [n, d], guess [n, t], ê [n, d] -> inputs [n, 4 + 3k + t, width] and their mask [n, 4 + 3k + t].
+    ) -> tuple[Tensor, Tensor | None]:
+        """e [n, d], guess [n, t], ê [n, d] -> encoder inputs and their mask.
+
+        In the paper's layout inputs [n, 4 + 3k + t, width] and mask [n, 4 + 3k + t]. Aligned weights add the three
+        vectors up to k pseudo-tokens instead, [n, k, width] without a mask, and leave the guess to the decoder.
 
         ``slope`` [n, t, slope_width] is the gradient of the cosine at each token of the guess, of any length (it is
         scaled here); None withholds it. ``left`` [n, 3] scales the channels e - ê, ê and slope of each row; by
@@ -107,6 +113,9 @@ class Corrector(VectorToText):
         def tokens(transform: nn.Module, vector: Tensor) -> Tensor:
             return transform(vector).view(n, self.config.num_pseudo_tokens, -1)
 
+        if self.config.aligned:
+            fused = tokens(self.embedding_transform_1, e) + tokens(self.embedding_transform_2, difference)
+            return fused + tokens(self.embedding_transform_3, ê), None
         table = self.backbone.get_input_embeddings()
         mark = table(torch.full((n, 1), self.end, device=guess.device))  # [n, 1, width]
         words = self._words(guess, slope, left)

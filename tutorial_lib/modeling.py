@@ -310,7 +310,10 @@ class VectorToText(PreTrainedModel):
     ) -> Candidates:
         """Decode [n, s, width] into ``candidates`` texts each: beam search, or sampling at a temperature."""
         n = len(inputs)
-        options: dict[str, Any] = {"max_new_tokens": length + 1, "num_return_sequences": candidates}
+        # Nothing but the end mark may follow the last piece allowed, or beams would differ in what is cut off.
+        options: dict[str, Any] = {
+            "max_new_tokens": length + 1, "num_return_sequences": candidates, "forced_eos_token_id": self.end,
+        }  # fmt: skip
         if temperature > 0:
             options |= {"do_sample": True, "temperature": temperature, "top_k": 50, "num_beams": 1}
         else:
@@ -328,8 +331,6 @@ class VectorToText(PreTrainedModel):
                 **options,
             )
         ids = out.sequences[:, 1:].reshape(n, candidates, -1)
-        if ids.shape[2] > length:  # nothing but the end mark may follow the last piece allowed
-            ids[:, :, length] = torch.where(ids[:, :, length] == self.pad, self.pad, self.end)
         scores = getattr(out, "sequences_scores", None)
         scores = torch.zeros(n, candidates) if scores is None else scores.reshape(n, candidates).float()
         return Candidates(ids, scores)

@@ -223,7 +223,7 @@ def _expand(
         wanted = target[owners[part]]
         slope = None
         if corrector.reads_slopes:
-            slope = _padded(embedder.gradients(tokens[part], wanted), ids.shape[1])
+            slope = slopes(embedder, tokens[part], wanted, ids.shape[1])
             embedder.queries += GRADIENT_QUERIES * len(tokens[part])
             for owner in owners[part]:
                 searches[owner].queries += GRADIENT_QUERIES
@@ -235,10 +235,16 @@ def _expand(
     return rows
 
 
-def _padded(slopes: list[torch.Tensor], length: int) -> torch.Tensor:
-    """n slopes [t_i, width] -> [n, length, width], zero where a guess has no piece."""
-    out = torch.zeros(len(slopes), length, slopes[0].shape[1], device=slopes[0].device)
-    for row, slope in enumerate(slopes):
+def slopes(
+    embedder: Embedder, tokens: list[list[int]], target: torch.Tensor, length: int
+) -> torch.Tensor:
+    """Slopes of n guesses (embedder ids) towards targets [n, d], as the corrector reads them: [n, length, width].
+
+    Zero where a guess has no piece. The caller counts the queries (:data:`tutorial_lib.edits.GRADIENT_QUERIES` each).
+    """
+    rows = embedder.gradients(tokens, target)
+    out = torch.zeros(len(rows), length, rows[0].shape[1], device=rows[0].device)
+    for row, slope in enumerate(rows):
         out[row, : len(slope)] = slope
     return out
 

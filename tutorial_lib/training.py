@@ -66,7 +66,7 @@ class TrainConfig:
     reuse: int = 1  # corrector only: steps each guess takes part in before it is rewritten
     fresh: float = 0.5  # corrector only: share of guesses replaced by a new window each time round
     rewrites: int = 2  # corrector only: times a guess is rewritten before its text is given up
-    slopes: bool = True  # corrector only: does it read the embedder's gradient at each token of the guess?
+    slopes: bool = False  # corrector only: does it read the embedder's gradient at each token of the guess?
     begin_from: str | None = None  # weights of the same kind to go on from; None: a fresh model
     blinded: float = 0.15  # corrector only: share of rows with a channel withheld, so that ablations are fair
     corrupted: float = 0.3  # corrector only: of new windows, the share that starts from a worse text
@@ -90,9 +90,9 @@ class TrainConfig:
                     f"{name} is {getattr(self, name)!r}; use {' or '.join(filter(None, allowed))}."
                 )
         least = dict.fromkeys(
-            ("min_tokens", "batch_size", "layers", "width", "num_pseudo_tokens", "pool", "reuse", "rewrites", "max_steps"), 1
+            ("min_tokens", "batch_size", "layers", "width", "num_pseudo_tokens", "pool", "reuse", "max_steps"), 1
         )
-        least |= {"whiten_on": 2, "sampled": 0}
+        least |= {"whiten_on": 2, "sampled": 0, "rewrites": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -213,8 +213,7 @@ class _Run:
         """One optimiser step; returns the loss in nats per token."""
         raw = self.accelerator.unwrap_model(self.model)
         if self.guesses is None:
-            rows = self.windows.sample(self.rng(2), self.config.batch_size)
-            labels = raw.to_model_ids([row.tolist() for row in rows])
+            labels = self.windows.model_ids(self.rng(2), self.config.batch_size, raw)
             target = embed_model_ids(labels, raw.vocabulary, self.embedder, self.start)
             inputs: dict[str, Any] = {"embeddings": target, "labels": labels}
         else:

@@ -67,7 +67,7 @@ def _fit_whitening(model: VectorToText, config: TrainConfig, embedder: Embedder,
     device, parts = embedder.device, []
     at_once = min(512, config.whiten_on)
     for _ in range(-(-config.whiten_on // at_once)):
-        ids = model.to_model_ids([row.tolist() for row in windows.sample(rng, at_once)])
+        ids = windows.model_ids(rng, at_once, model)
         parts.append(embed_model_ids(ids.to(device), model.vocabulary.to(device), embedder, start).cpu())
     vectors = torch.cat(parts).double()
     mean = vectors.mean(0)
@@ -107,13 +107,16 @@ def _corrector_from(config: TrainConfig, embedder: Embedder) -> Corrector:
             for key, value in known.items()
             if key.startswith("embedding_transform.")
         }
-    with torch.no_grad():
+    model.load_state_dict(start, strict=False)
+    with torch.no_grad():  # begin as the inverter, but for a hint of the guess: nothing it knows is lost
+        for feedback in (model.embedding_transform_2[-1], model.embedding_transform_3[-1]):
+            feedback.weight.zero_()
+            feedback.bias.zero_()
         width = model.backbone.config.d_model
         model.align.weight.zero_()
-        model.align.weight[:, width : 2 * width] = 0.5 * torch.eye(width)  # begin by copying the guess
-        if config.slopes:  # the token table is the embedder's, so a slope already points to better words
-            torch.nn.init.eye_(model.slope_transform.weight).mul_(0.3)
-    model.load_state_dict(start, strict=False)
+        model.align.weight[:, width : 2 * width] = 0.1 * torch.eye(width)
+        if config.slopes:
+            model.slope_transform.weight.zero_()
     return model
 
 
