@@ -63,7 +63,7 @@ Description-en: no more to say
         "a kettle that is made of copper",
         "two cups",
     ]
-    assert [line for line in second if line.strip()] == ["no more to say"]
+    assert [line.strip() for line in second if line.strip()] == ["no more to say"]
 
 
 def test_dictionary(tmp_path: Path) -> None:
