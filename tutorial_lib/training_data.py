@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutorial_lib.corpora import TokenStream, token_stream, window_end
+from tutorial_lib.corpora import TokenStream, token_stream
 from tutorial_lib.corrector import unit_slopes
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CorpusError
@@ -23,6 +23,7 @@ from tutorial_lib.records import synthetic_records
 if TYPE_CHECKING:
     from tutorial_lib.corrector import Corrector
     from tutorial_lib.inverter import Inverter
+    from tutorial_lib.modeling import VectorToText
     from tutorial_lib.training import TrainConfig
 
 RECORDS = 20_000  # synthetic records to draw from
@@ -36,38 +37,75 @@ class Windows:
     ):
         self.config = config
         self.streams: list[TokenStream] = [token_stream(source, split, embedder) for source in config.corpus]
-        self._starts = [np.flatnonzero(stream.starts) for stream in self.streams]
-        self._records: list[list[int]] = []
+        # All streams in one row, so that a batch is drawn by a few array operations whatever its size.
+        sizes = np.array([len(stream) for stream in self.streams])
+        offsets = np.cumsum(sizes) - sizes
+        self._ids = np.concatenate([stream.ids for stream in self.streams])
+        starts = np.concatenate([stream.starts for stream in self.streams])
+        self._ends = np.concatenate([s.ends + offset for s, offset in zip(self.streams, offsets, strict=True)])
+        self._starts = np.flatnonzero(starts)
+        self._first = np.searchsorted(self._starts, np.append(offsets, sizes.sum()))  # of each stream in _starts
+        # [positions + 1]: the last beginning of a word at or before each; a paragraph's end is the next one's beginning
+        self._bound = np.append(np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0)), len(starts))
+        self._records = np.zeros((0, 0), dtype=np.int32)  # padded with 0
+        self._record_lengths = np.zeros(0, dtype=np.int64)
         if config.records:
             made = synthetic_records(RECORDS, split, config.seed, max(config.max_tokens, 6), embedder)
-            self._records = embedder.token_ids([record.text for record in made])
+            rows = embedder.token_ids([record.text for record in made])
+            self._record_lengths = np.array([len(row) for row in rows])
+            self._records = np.zeros((len(rows), self._record_lengths.max()), dtype=np.int32)
+            for row, ids in zip(self._records, rows, strict=True):
+                row[: len(ids)] = ids
 
     def counts(self, size: int) -> np.ndarray:
         """int [size]: occurrences of each embedder id in the training text."""
-        parts = [stream.ids for stream in self.streams]
-        parts += [np.concatenate([np.asarray(row) for row in self._records])] if self._records else []
-        return np.bincount(np.concatenate(parts), minlength=size)
+        used = np.arange(self._records.shape[1]) < self._record_lengths[:, None]
+        return np.bincount(np.concatenate([self._ids, self._records[used]]), minlength=size)
 
     def sample(self, rng: np.random.Generator, n: int) -> list[np.ndarray]:
         """n windows, ragged, of ``min_tokens`` to ``max_tokens`` embedder ids."""
-        rows: list[np.ndarray] = []
-        from_records = rng.binomial(n, self.config.records) if self._records else 0
-        for index in rng.integers(0, len(self._records), from_records) if from_records else ():
-            rows.append(np.asarray(self._records[index]))
-        for _ in range(100 * n):
-            if len(rows) == n:
-                return rows
-            which = int(rng.integers(len(self.streams)))
-            stream, starts = self.streams[which], self._starts[which]
-            start = int(starts[rng.integers(len(starts))])
-            longest = self.config.max_tokens
-            length = longest if rng.random() < 0.5 else int(rng.integers(self.config.min_tokens, longest + 1))
-            end = window_end(stream, start, length)
-            if end - start >= min(self.config.min_tokens, length):
-                rows.append(stream.ids[start:end])
-        raise CorpusError(
-            f"{self.config.corpus} has too few runs of {self.config.min_tokens} word pieces to train on."
-        )
+        ids, lengths = self.draw(rng, n)
+        return [row[:length] for row, length in zip(ids, lengths, strict=True)]
+
+    def draw(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`sample` as arrays: embedder ids int32 [n, longest], padded with 0, and lengths int64 [n]."""
+        shortest, longest = self.config.min_tokens, self.config.max_tokens
+        from_records = int(rng.binomial(n, self.config.records)) if len(self._records) else 0
+        wanted = n - from_records
+        begins, lengths = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        for _ in range(100):  # most candidates are taken; the others were cut too short by a paragraph's end
+            if len(begins) >= wanted:
+                break
+            stream = rng.integers(len(self.streams), size=wanted + 16)
+            low, high = self._first[stream], self._first[stream + 1]
+            begin = self._starts[low + (rng.random(len(stream)) * (high - low)).astype(np.int64)]
+            length = np.where(rng.random(len(stream)) < 0.5, longest,
+                              rng.integers(shortest, longest + 1, size=len(stream)))  # fmt: skip
+            length = self._bound[np.minimum(begin + length, self._ends[begin])] - begin
+            kept = length >= shortest
+            begins, lengths = np.append(begins, begin[kept]), np.append(lengths, length[kept])
+        if len(begins) < wanted:
+            raise CorpusError(f"{self.config.corpus} has too few runs of {shortest} word pieces to train on.")
+        begins, lengths = begins[:wanted], lengths[:wanted]
+        chosen = rng.integers(len(self._records), size=from_records) if from_records else np.zeros(0, dtype=np.int64)
+        lengths = np.append(self._record_lengths[chosen], lengths)
+        out = np.zeros((n, int(lengths.max(initial=1))), dtype=np.int32)
+        places = np.arange(out.shape[1])
+        width = min(out.shape[1], self._records.shape[1])
+        out[:from_records, :width] = self._records[chosen, :width]
+        reach = np.minimum(begins[:, None] + places, len(self._ids) - 1)
+        out[from_records:] = np.where(places < lengths[from_records:, None], self._ids[reach], 0)
+        return out, lengths
+
+    def model_ids(self, rng: np.random.Generator, n: int, model: VectorToText) -> Tensor:
+        """:meth:`sample` in a model's vocabulary and on its device: int64 [n, longest + 1], closed by ``END``."""
+        ids, lengths = self.draw(rng, n)
+        places = np.arange(ids.shape[1] + 1)
+        out = np.full((n, len(places)), PAD, dtype=np.int64)
+        out[:, :-1] = model._model_ids_of(ids)
+        out[places > lengths[:, None]] = PAD
+        out[np.arange(n), lengths] = END
+        return torch.from_numpy(out).to(model.device)
 
 
 def embed_model_ids(ids: Tensor, vocabulary: Tensor, embedder: Embedder, start: int | None) -> Tensor:
@@ -189,17 +227,18 @@ class Guesses:
                 pool[key][rows] = value
 
     def _new(self, rng: np.random.Generator, n: int) -> dict[str, Tensor]:
-        rows = self.windows.sample(rng, n)
-        labels = self._pad(self.corrector.to_model_ids([row.tolist() for row in rows]))
+        labels = self._pad(self.windows.model_ids(rng, n, self.corrector))
         target = embed_model_ids(labels, self.corrector.vocabulary, self.embedder, self.start)
         guess = self._pad(self.inverter.propose(target, temperature=float(rng.random() < 0.5)).ids[:, 0])
         vocabulary = len(self.corrector.vocabulary)
-        for row in np.flatnonzero(rng.random(n) < self.config.corrupted):
-            text = labels[row].cpu().numpy()
-            worse = corrupt(text[: int((text == END).argmax())], rng, vocabulary)
-            guess[row] = PAD
-            guess[row, : len(worse)] = torch.from_numpy(worse).to(guess.device)
-            guess[row, len(worse)] = END
+        chosen = np.flatnonzero(rng.random(n) < self.config.corrupted)
+        texts = labels.cpu().numpy()[chosen]  # one copy from the device and one back, not one a row
+        worse = np.full_like(texts, PAD)
+        for row, text in zip(worse, texts, strict=True):
+            changed = corrupt(text[: int((text == END).argmax())], rng, vocabulary)
+            row[: len(changed)] = changed
+            row[len(changed)] = END
+        guess[torch.from_numpy(chosen).to(guess.device)] = torch.from_numpy(worse).to(guess.device)
         age = torch.zeros(n, dtype=torch.long, device=labels.device)
         new = {"labels": labels, "target": target, "guess": guess, "age": age}
         return new | self._feedback(guess, target)
