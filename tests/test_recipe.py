@@ -1,0 +1,98 @@
+"""The recipe benchmark on models of a few thousand weights: what it runs, that it resumes, and what it decides."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tutorial_lib import TrainConfig
+
+WORDS = "congress peace war law people state union treaty nation army navy bank gold court judge debt tax".split()
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "recipe.py"
+    if not path.exists():
+        pytest.skip("benchmarks are not part of this distribution")
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["recipe"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_setting_is_one_of_training(recipe: ModuleType) -> None:
+    known = {field.name for field in fields(TrainConfig)}
+    for _, measure, settings in recipe.QUESTIONS.values():
+        assert settings[0] is recipe.DEFAULT
+        assert measure in recipe.COLUMNS
+        assert len({setting.name for setting in settings}) == len(settings)
+        for setting in settings:
+            assert set(setting.changes) <= known
+            assert setting is recipe.DEFAULT or setting.changes or setting.alter
+
+
+def test_a_run_fills_the_table_and_repeats_nothing(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedder: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(recipe.Embedder, "from_pretrained", lambda *_, **__: embedder)
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        lines = "\n".join(" ".join(rng.choice(WORDS, 20)) for _ in range(4))
+        (tmp_path / f"{index}.txt").write_text(lines, encoding="utf-8")
+    output = tmp_path / "recipe.csv"
+    words = ["run", "--output", str(output), "--questions", "token table", "whitening", "on-policy", "--seeds", "0"]
+    words += ["--sequences", "16", "--max-tokens", "6", "--batch-size", "8", "--layers", "1", "--width", "16"]
+    words += ["--num-pseudo-tokens", "2", "--records", "0", "--whiten-on", "32", "--n", "3", "--rounds", "1"]
+    words += ["--corpus", f"files:{tmp_path}/*.txt"]
+    trained: list[str] = []
+    real = recipe.train
+
+    def train(config: TrainConfig, **options: Any) -> Path:
+        trained.append(config.kind)
+        return real(config, **options)
+
+    monkeypatch.setattr(recipe, "train", train)
+    assert recipe.main(words) == 0
+    rows = recipe.rows_of(output)
+    asked = [(row["question"], row["setting"]) for row in rows]
+    assert asked == [("token table", "default"), ("token table", "random start"), ("token table", "frozen"),
+                     ("whitening", "default"), ("whitening", "none"), ("on-policy", "default"),
+                     ("on-policy", "never its own guesses"), ("on-policy", "mostly its own")]  # fmt: skip
+    # the default inverter is trained once for two questions, and once more for the correctors to start from
+    assert trained == ["inverter"] * 5 + ["corrector"] * 3
+    for row in rows:
+        assert 0 <= float(row["bleu"]) <= 100
+        assert row["n"] == "3"
+    with output.open("a") as file:
+        file.write("batch,torn")
+    trained.clear()
+    assert recipe.main(words) == 0
+    assert not trained
+    assert recipe.rows_of(output) == rows
+    capsys.readouterr()
+    assert recipe.main(["table", "--output", str(output)]) == 0
+    told = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert {row["decision"] for row in told} == {"default", "one seed: nothing to decide", "not a setting yet"}
+    assert recipe.main(["list"]) == 0
+    assert "token table" in capsys.readouterr().out
+
+
+def test_decisions_compare_seed_by_seed(recipe: ModuleType) -> None:
+    assert recipe.decision([1.0, 1.1, 0.9]) == "take it"
+    assert recipe.decision([-1.0, -1.1, -0.9]) == "worse: default stays"
+    assert recipe.decision([1.0, -1.1, 0.9]) == "no difference seen"
+    mean, low, high = recipe.interval([1.0, 2.0, 3.0])
+    assert (mean, round(low, 2), round(high, 2)) == (2.0, -0.48, 4.48)
