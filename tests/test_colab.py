@@ -67,17 +67,14 @@ def colab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
     site = site_packages(home)
     (site / "colab.pth").write_text(f"{brought}\n")
-    loaded = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
-    (site / "sitecustomize.py").write_text(loaded)
+    (site / "google" / "colab").mkdir(parents=True)
+    (site / "google" / "colab" / "__init__.py").touch()
+    (site / "sitecustomize.py").write_text("import google.colab\n")
     kernel = home / "jupyter" / "kernels" / "colab"
     kernel.mkdir(parents=True)
     argv = [str(home / "venv" / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}))
-    here = {
-        f"url.file://{ROOT}.insteadOf": BOOK.repository,
-        "safe.directory": "*",
-        "uploadpack.allowFilter": "true",
-    }
+    here = {f"url.file://{ROOT}.insteadOf": BOOK.repository, "safe.directory": "*"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(home / "jupyter"))
         patch.setenv("HF_HUB_OFFLINE", "1")  # packages come from the index; weights and texts with them
