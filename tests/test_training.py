@@ -466,6 +466,29 @@ def test_windows_are_whole_words_of_the_right_length(config: TrainConfig, embedd
     assert all(counts[row].all() for row in rows)
 
 
+def test_windows_of_several_sources_stay_within_a_paragraph(
+    config: TrainConfig, embedder: Any, tmp_path: Path, tiny_inverter: Any
+) -> None:
+    paragraphs = []
+    for source in ("peace war law people", "bank gold court judge"):
+        folder = tmp_path / source.split()[0]
+        folder.mkdir()
+        for index in range(6):
+            lines = [" ".join(np.random.default_rng([index, line]).permutation(source.split())) for line in range(3)]
+            (folder / f"{index}.txt").write_text("\n".join(lines), encoding="utf-8")
+            paragraphs += lines
+    sources = tuple(f"files:{folder}" for folder in sorted(tmp_path.iterdir()))
+    windows = Windows(replace(config, corpus=sources, min_tokens=2, records=0.2), embedder)
+    rows = windows.sample(np.random.default_rng(1), 300)
+    texts = [" ".join(text.split()) for text in embedder.decode([row.tolist() for row in rows])]
+    within = [any(text in paragraph for paragraph in paragraphs) for text in texts]
+    assert 0.7 < np.mean(within) < 0.9  # all but the records
+    from_bank = [set(text.split()) <= set("bank gold court judge".split()) for text in texts]
+    assert 0.3 < np.sum(from_bank) / np.sum(within) < 0.7
+    ids = windows.model_ids(np.random.default_rng(1), 300, tiny_inverter)
+    assert torch.equal(ids, tiny_inverter.to_model_ids([row.tolist() for row in rows]))
+
+
 @given(st.lists(st.integers(UNKNOWN + 1, 40), min_size=1, max_size=10), st.integers(0, 10_000))
 @settings(max_examples=200)
 def test_a_corruption_is_a_text_in_the_vocabulary(row: list[int], seed: int) -> None:

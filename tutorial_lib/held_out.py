@@ -5,8 +5,9 @@
     records    synthetic records whose names occur in no training record
     novels     Jane Austen: a domain that no training text comes from
 
-Each has 500 passages at each of five lengths. Chapter 5 compares them; ``tutorial-lib evaluate --corpus test:novels``
-scores weights on one. ``test_texts/README.md`` says how they were made, and under which licences they are shipped.
+Each has 500 passages at each of five lengths. ``tutorial-lib evaluate --corpus test:novels`` scores weights on one, and
+``passages("test:novels", ...)`` gives its texts to a chapter. ``test_texts/README.md`` says how they were made, and
+under which licences they are shipped.
 """
 
 from __future__ import annotations
