@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tutorial_lib import cached, search, training
-from tutorial_lib.cached import CachedEmbedder, TableWindows, is_cached, open_embedder, read_table
+from tutorial_lib import cached, search
+from tutorial_lib.cached import CachedEmbedder, TableWindows, open_embedder, read_table
 from tutorial_lib.corrector import Corrector
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, CorpusError, TextError, TutorialError, VectorError
@@ -66,23 +66,8 @@ def corpus(tmp_path: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training finds these embedders by name, and a table's own windows."""
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    real = Embedder.from_pretrained.__func__  # type: ignore[attr-defined]
-
-    def from_pretrained(cls: Any, name: str = "all-MiniLM-L6-v2", *, device: Any = None, revision: Any = None) -> Any:
-        return open_embedder(name, device=device) if is_cached(name) else real(cls, name, device=device)
-
-    monkeypatch.setattr(Embedder, "from_pretrained", classmethod(from_pretrained))
-    windows = training.Windows
-    monkeypatch.setattr(
-        training,
-        "Windows",
-        lambda config, embedder: (
-            TableWindows(config, embedder) if getattr(embedder, "closed", False) else windows(config, embedder)
-        ),
-    )
 
 
 def tiny(kind: str, output: Path, embedder: str, **fields: Any) -> TrainConfig:

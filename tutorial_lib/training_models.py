@@ -92,12 +92,8 @@ def _corrector_from(config: TrainConfig, embedder: Embedder) -> Corrector:
             "trained; train an inverter first."
         )
     shared = {key: value for key, value in inverter.config.to_dict().items() if key in _SHARED_FIELDS}
-    table = embedder.transformer.get_input_embeddings().weight
-    model = Corrector(
-        CorrectorConfig(
-            blind=config.blind, aligned=True, slope_width=table.shape[1] if config.slopes else 0, **shared
-        )
-    )
+    width = embedder.transformer.get_input_embeddings().weight.shape[1] if config.slopes else 0
+    model = Corrector(CorrectorConfig(blind=config.blind, aligned=True, slope_width=width, **shared))
     known = inverter.state_dict()
     own = model.state_dict()
     start = {key: value for key, value in known.items() if key in own}
