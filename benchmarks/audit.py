@@ -36,7 +36,8 @@ def fill(folder: str, rows: int, device: str | None) -> None:
     from tutorial_lib import Embedder, passages, synthetic_records
 
     embedder = Embedder.from_pretrained("all-MiniLM-L6-v2", device=device)
-    speeches = passages("sotu", "test", 8, embedder=embedder)[: rows // 2]
+    # Cutting speeches takes longer than a try with a few rows.
+    speeches = passages("sotu", "test", 8, embedder=embedder)[: rows // 2] if rows >= 1000 else []
     notes = synthetic_records(rows - len(speeches), "test", 0, 8, embedder)
     texts = [*speeches, *(note.text for note in notes)]
     vectors = embedder.encode(texts, progress=False)
