@@ -284,7 +284,8 @@ def test_evaluate_gives_scores_with_n_intervals_and_queries(say: Callable[..., S
     columns = ["method", "BLEU", "token F1 %", "exact %", "cosine", "queries", "full names %"]
     assert re.split("  +", head) == columns
     assert bag.startswith("bag of words")
-    assert re.match(r"0 steps .*\(.*–.*, n = 4\).* 2 \(2–2, n = 4\)", first)
+    # the beam's two guesses, or one where a random model writes nothing, which is not embedded
+    assert re.match(r"0 steps .*\(.*–.*, n = 4\).* [12] \([12]–[12], n = 4\)", first)
     assert last.startswith("1 steps")
     assert about == "records, test split, 10 word pieces, beam 2, all-MiniLM-L6-v2"
 
@@ -306,7 +307,7 @@ def test_evaluate_as_json_with_one_text_has_no_nan(say: Callable[..., Said], cor
     assert [row["method"] for row in told["scores"]] == ["bag of words", "0 steps"]
     assert told["scores"][1]["n"] == 1
     assert told["scores"][1]["bleu_low"] is None
-    assert told["scores"][1]["queries"] == 2
+    assert told["scores"][1]["queries"] in (1, 2)
 
 
 @pytest.mark.parametrize(
