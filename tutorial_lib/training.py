@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tutorial_lib.cached import CachedEmbedder, TableWindows
 from tutorial_lib.corrector import Blind, Corrector
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, TutorialError
@@ -130,12 +131,9 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     torch.manual_seed(config.seed + accelerator.process_index)
     output.mkdir(parents=True, exist_ok=True)
     embedder = Embedder.from_pretrained(config.embedder, device=str(accelerator.device))
-    if getattr(embedder, "closed", False):  # nothing but a table: its texts are all there is to train on
-        from tutorial_lib.cached import TableWindows
-
-        windows: Windows = TableWindows(config, embedder)
-    else:
-        windows = Windows(config, embedder)
+    # A table of vectors has nothing but its own texts to train on.
+    table = isinstance(embedder, CachedEmbedder) and embedder.closed
+    windows = TableWindows(config, cast(CachedEmbedder, embedder)) if table else Windows(config, embedder)
     model = build_model(config, embedder, windows)
     run = _Run(config, accelerator, embedder, windows, model)
     if resume and checkpoint.exists():
