@@ -84,6 +84,9 @@ def test_a_batch_changes_no_proposal(embedder, local) -> None:
     rows = embedder.token_ids(texts)
     both = local.propose(rows, [rows, rows], target, [np.random.default_rng(i) for i in range(2)])
     for index, row in enumerate(rows):
+        assert sorted(both[index].moves) == sorted(moves(row))
+        others = sorted({piece for other in rows for piece in other} - set(row))
+        assert sorted(both[index].borrowed) == sorted(borrowed(row, others))
         (alone,) = local.propose([row], [rows], target[index : index + 1], [np.random.default_rng(index)])
         assert alone.moves == both[index].moves
         assert alone.substituted[:3] == both[index].substituted[:3]

@@ -188,6 +188,9 @@ def test_bleu_is_sacrebleu_on_texts_of_four_words_or_more():
 
     text, guess = "the people of the united states", "the people in the united states"
     assert sentence_bleu(text, guess) == pytest.approx(plain(guess, [text]).score)
+    longer = "and so the people of the united states today"  # which of the two is the guess matters
+    assert sentence_bleu(text, longer) == pytest.approx(plain(longer, [text]).score)
+    assert abs(sentence_bleu(text, longer) - sentence_bleu(longer, text)) > 1
 
 
 def test_token_f1_counts_repeats_and_ignores_order():
