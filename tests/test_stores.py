@@ -553,7 +553,8 @@ def test_postgres_that_goes_away_while_it_is_read(postgres, database):
         rows = store.batches(7)
         next(rows)
         database.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tester' and pid <> pg_backend_pid()"
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where usename = 'tester' and pid <> pg_backend_pid()"
         )
         with pytest.raises(StoreError, match=r"could not be read after row \d+: ") as gone:
             list(rows)
