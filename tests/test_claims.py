@@ -127,6 +127,7 @@ def test_smoke_checks_presence_and_order_only(tmp_path: Path) -> None:
         ("claims: {x: {chapter: a}}", "needs 'chapter' and 'what'"),
         ("claims: {x: {chapter: a, what: b, ours: {cpu: 3}}}", "ours.cpu"),
         ("claims: {x: {chapter: a, what: b, ours: {cpu: {value: 1, tolerance: -1}}}}", "negative tolerance"),
+        ("claims: {x: {chapter: a, what: b, ours: {cpu: {value: 1, tolerance: 1e-10}}}}", "such as 1.0e-10"),
         ("claims: {x: {chapter: a, what: b, paper: {value: 1}}}", "without 'value' and 'source'"),
         ("order: [[1]]", "must be a text"),
     ],

@@ -275,7 +275,12 @@ def _claim(name: str, entry: Any) -> Claim:
             or set(expected) - {"value", "tolerance"}
         ):
             raise ClaimError(f"the claim '{name}' needs ours.{profile} as {{value: ..., tolerance: ...}}.")
-        if float(expected.get("tolerance", 0)) < 0:
+        if not isinstance(expected.get("tolerance", 0), int | float):
+            raise ClaimError(
+                f"the claim '{name}' has the tolerance {expected['tolerance']!r} for '{profile}', which YAML reads as "
+                "text; write a number with a point, such as 1.0e-10."
+            )
+        if expected.get("tolerance", 0) < 0:
             raise ClaimError(
                 f"the claim '{name}' has a negative tolerance for '{profile}'; it takes 0 or more."
             )

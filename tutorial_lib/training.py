@@ -390,8 +390,8 @@ class _Curve:
             part = self.path.with_suffix(".part")
             with self._written():
                 with part.open("w", newline="", encoding="utf-8") as file:
-                    csv.writer(file).writerow(CSV_FIELDS)
-                    csv.writer(file).writerows([row[key] for key in CSV_FIELDS] for row in kept)
+                    csv.writer(file, lineterminator="\n").writerow(CSV_FIELDS)
+                    csv.writer(file, lineterminator="\n").writerows([row[key] for key in CSV_FIELDS] for row in kept)
                 part.replace(self.path)  # never half a curve, whatever happens here
                 self._file = self.path.open("a", newline="", encoding="utf-8")
         return self
@@ -399,7 +399,7 @@ class _Curve:
     def write(self, step: int, seconds: float, sequences: int, loss: float, rate: float) -> None:
         if self.active:
             with self._written():
-                csv.writer(self._file).writerow(
+                csv.writer(self._file, lineterminator="\n").writerow(
                     [step, f"{seconds:.1f}", sequences, f"{loss:.5f}", f"{rate:.5f}"]
                 )
                 self._file.flush()
