@@ -72,4 +72,4 @@ def test_more_than_there_are(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(records, "_names", lambda split: (("ann",), ("lee",)))
     monkeypatch.setattr(records, "_TEMPLATES", records._TEMPLATES[:1])
     with pytest.raises(CorpusError, match=r"Only 16 distinct records .* and 100 were asked for"):
-        synthetic_records(100, embedder=embedder)
+        synthetic_records(100, max_tokens=12, embedder=embedder)
