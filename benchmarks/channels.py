@@ -31,8 +31,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.manual_seed(given.seed)
     embedder = Embedder.from_pretrained()
-    inverter = Inverter.from_pretrained(given.inverter).eval()
-    corrector = Corrector.from_pretrained(given.corrector).eval()
+    inverter = Inverter.from_pretrained(given.inverter).to(embedder.device).eval()
+    corrector = Corrector.from_pretrained(given.corrector).to(embedder.device).eval()
     config = TrainConfig(
         kind="corrector", output="", inverter=given.inverter, corrupted=0.0, records=0.0, max_steps=1,
         max_tokens=corrector.config.max_tokens, slopes=bool(corrector.config.slope_width),

@@ -31,6 +31,7 @@ from clock import Clock, hardware, now
 from tutorial_lib import Corrector, Embedder, Inverter, invert, passages
 from tutorial_lib.edits import GRADIENT_QUERIES
 from tutorial_lib.modeling import fast_dtype
+from tutorial_lib.search import slopes
 
 
 @torch.no_grad()
@@ -60,7 +61,8 @@ def plain_loop(
                 slope = slopes(embedder, tokens, wanted, ids.shape[1])
                 queries += GRADIENT_QUERIES * len(guesses)
             inputs, mask = corrector.encoder_inputs(wanted, ids, vectors, slope)
-            found = decode(corrector, inputs, mask, beam, embedder)  # b x width x beam texts
+            aligned = corrector.decoder_inputs(ids, slope)  # None in the paper's layout
+            found = decode(corrector, inputs, mask, beam, embedder, aligned)  # b x width x beam texts
             candidates = embed(found, embedder).to(e.device).reshape(b, width * beam, -1)
             queries += len(found)
             near = torch.nn.functional.cosine_similarity(candidates, e[:, None], dim=-1)  # [b, width x beam]
@@ -75,12 +77,6 @@ def plain_loop(
     return texts, np.asarray(cosines, dtype=np.float32), queries
 
 
-def slopes(embedder: Embedder, tokens: list[list[int]], wanted: torch.Tensor, length: int) -> torch.Tensor:
-    """Gradient of the cosine at each piece of n guesses: [n, length, width], zero where there is none."""
-    rows = embedder.gradients([row or [embedder.tokenizer.unk_token_id] for row in tokens], wanted)
-    return torch.stack([torch.nn.functional.pad(row[:length], (0, 0, 0, max(0, length - len(row)))) for row in rows])
-
-
 def embed(texts: Sequence[str], embedder: Embedder) -> torch.Tensor:
     """float32 [n, d]; a decoder may write nothing, which no embedder takes."""
     return torch.from_numpy(
@@ -89,16 +85,27 @@ def embed(texts: Sequence[str], embedder: Embedder) -> torch.Tensor:
 
 
 def decode(
-    model: Any, inputs: torch.Tensor, mask: torch.Tensor | None, beam: int, embedder: Embedder
+    model: Any,
+    inputs: torch.Tensor,
+    mask: torch.Tensor | None,
+    beam: int,
+    embedder: Embedder,
+    aligned: torch.Tensor | None = None,
 ) -> list[str]:
     """Encoder inputs [n, s, width] -> n x beam texts, with the library's own `generate` and its defaults."""
+    length = model.config.max_tokens + 1
+    more: dict[str, Any] = {}
+    if aligned is not None:
+        more["aligned"] = torch.nn.functional.pad(aligned, (0, 0, 0, length - aligned.shape[1]))
     ids = model.backbone.generate(
         inputs_embeds=inputs,
         attention_mask=torch.ones(inputs.shape[:2], device=inputs.device) if mask is None else mask,
         num_beams=beam,
         num_return_sequences=beam,
         do_sample=False,
-        max_new_tokens=model.config.max_tokens + 1,
+        max_new_tokens=length,
+        forced_eos_token_id=model.end,
+        **more,
     )
     return embedder.decode(model.to_embedder_ids(ids[:, 1:]))
 
@@ -110,6 +117,8 @@ def watch(clock: Clock, embedder: Embedder, models: Sequence[Any]) -> None:
     for model in models:
         clock.watch("models", model, "propose")
         clock.watch("networks", model, "encoder_inputs")
+        if hasattr(model, "decoder_inputs"):
+            clock.watch("networks", model, "decoder_inputs")
         clock.watch("networks", model.backbone.encoder, "forward")
         clock.watch("networks", model.backbone, "forward")
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from tutorial_lib import Embedder, documents, passages, synthetic_records
 from tutorial_lib.corpora import split_of
-from tutorial_lib.general_text import words
 from tutorial_lib.held_out import LENGTHS, SIZE, write
+from tutorial_lib.privacy.pii import words
 
 GENERAL = ("wordnet", "jargon", "postgresql", "python")  # licences that allow excerpts to be shipped
 SPARE = 3  # candidates per passage wanted

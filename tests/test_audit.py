@@ -386,7 +386,7 @@ class Failures:
     ("failure", "words"),
     {
         "missing": "no parquet store at",
-        "vanished_table": "could not be",
+        "vanished_table": "could not be opened",
         "mixed": f"mixes dimensions: row '80' has {D - 1} values",
         "not_finite": "has no usable vector",
         "no_server": "no PostgreSQL database answered",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def embed(texts):
     return model.embed(texts, norm=True)
 """
 TEXTS = [f"the {a} of the {b}" for a in ("law", "peace", "war", "people") for b in ("union", "state", "world")]
+
+
+def sample(windows: Any, rng: np.random.Generator, n: int) -> list[np.ndarray]:
+    """What ``draw`` gives, as ragged rows."""
+    ids, lengths = windows.draw(rng, n)
+    return [row[:length] for row, length in zip(ids, lengths, strict=True)]
 
 
 @pytest.fixture
@@ -150,8 +157,8 @@ def test_ids_are_embedded_as_the_text_they_spell(file: Path) -> None:
     encoded = embedder.tokenizer(["the law", "", "peace of the world"], padding=True, return_tensors="pt")
     got = embedder.encode_ids(encoded["input_ids"], encoded["attention_mask"])
     assert np.array_equal(got.numpy(), embedder.encode(["the law", ".", "peace of the world"]))
-    vectors, slopes = embedder.gradients_of_ids(encoded["input_ids"], encoded["attention_mask"], got)
-    assert torch.equal(vectors, got) and slopes.shape == (*encoded["input_ids"].shape, 0)
+    with pytest.raises(TutorialError, match="has no gradient; leave slopes out"):
+        embedder.gradients_of_ids(encoded["input_ids"], encoded["attention_mask"], got)
     with pytest.raises(TutorialError, match="has no gradient; leave local edits out"):
         embedder.gradients([[5]], got[:1])
 
@@ -198,12 +205,13 @@ def test_an_inverter_is_trained_from_a_table_alone(tmp_path: Path, corpus: str, 
 
     config = tiny("inverter", tmp_path / "inverter", f"parquet:{path}", corpus=(corpus,))
     windows = TableWindows(config, embedder)
-    drawn = embedder.decode([row.tolist() for row in windows.sample(np.random.default_rng(0), 200)])
+    drawn = embedder.decode([row.tolist() for row in sample(windows, np.random.default_rng(0), 200)])
     assert set(drawn) == {*TEXTS, "the law of the land"}  # whole, the long one left out
     train(config, progress=False)
     inverter = Inverter.from_pretrained(tmp_path / "inverter")
+    assert (inverter.config.embedder_name, inverter.config.dimension) == ("mine", 128)
     result = search.invert(embedder.encode(TEXTS[:2]), _Lenient(embedder), inverter, steps=0, beam_width=1)
-    assert len(result.texts) == 2
+    assert all(1 <= count <= 6 for count in embedder.token_counts(result.texts))
 
 
 class _Lenient:
@@ -238,3 +246,18 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
     write_table(tmp_path / "empty.parquet", [""])
     with pytest.raises(CorpusError, match="holds no texts"):
         open_embedder(f"parquet:{tmp_path / 'empty.parquet'}")
+
+
+def test_slopes_are_refused_where_there_is_no_gradient(file: Path, corpus: str, tmp_path: Path) -> None:
+    train(tiny("inverter", tmp_path / "inverter", str(file), corpus=(corpus,)), progress=False)
+    config = tiny("corrector", tmp_path / "corrector", str(file), corpus=(corpus,), slopes=True)
+    with pytest.raises(TutorialError, match="has no gradient; leave --slopes out"):
+        train(replace(config, inverter=str(tmp_path / "inverter")), progress=False)
+
+
+def test_another_model_behind_the_same_file_is_refused(file: Path) -> None:
+    embedder = open_embedder(str(file))
+    embedder.encode(["we the people"])
+    embedder._embed = lambda texts: np.ones((len(texts), embedder.dimension + 1))
+    with pytest.raises(VectorError, match="it asks another model; delete"):
+        embedder.encode(["of the united states"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
+import shlex
 import subprocess
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -13,6 +17,7 @@ import yaml
 
 from tutorial_lib import verify
 from tutorial_lib.book import Book
+from tutorial_lib.cli_train import add_train, training_config
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = Book(ROOT)
@@ -149,3 +154,20 @@ def test_no_line_of_a_page_begins_with_a_marker() -> None:
     broken = [f"{page.name}:{n}" for page in pages for n, line in enumerate(page.read_text("utf-8").splitlines(), 1)
               if line.startswith("<!--report")]  # fmt: skip
     assert broken == []
+
+
+CARDS = sorted((ROOT / "tutorial_lib" / "weights").rglob("README.md"))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
+def test_the_command_in_a_card_is_one(card: Path) -> None:
+    (command,) = re.findall(r"^tutorial-lib train .*$", card.read_text(encoding="utf-8"), re.M)
+    parser = argparse.ArgumentParser()
+    add_train(parser.add_subparsers())
+    config = training_config(parser.parse_args(shlex.split(command)[1:]))
+    wanted = json.loads((card.parent / "training.json").read_text(encoding="utf-8"))["settings"]
+    left_out = {"output", "segment_minutes", "checkpoint_minutes", "layers", "width", "num_pseudo_tokens"}
+    made = json.loads(json.dumps(asdict(config)))
+    assert {key: made[key] for key in wanted if key not in left_out} == {
+        key: value for key, value in wanted.items() if key not in left_out
+    }

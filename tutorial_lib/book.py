@@ -28,8 +28,8 @@ from .runtime import PROFILES
 
 # Modules that decide how a chapter is built or started but not what it computes.
 _RUNNER = {
-    "book.py", "build.py", "cli.py", "cli_common.py", "cli_reproduce.py", "cli_train.py", "notebooks.py", "prose.py",
-    "verify.py",
+    "book.py", "build.py", "cli.py", "cli_common.py", "cli_data.py", "cli_reproduce.py", "cli_train.py", "notebooks.py",
+    "prose.py", "verify.py",
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from tutorial_lib.embedder import DEFAULT_EMBEDDER, Embedder, canonical_name
+from tutorial_lib.embedder import _PROGRESS_FROM, DEFAULT_EMBEDDER, Embedder, canonical_name
 from tutorial_lib.errors import CheckpointError, CorpusError, TextError, TutorialError, VectorError
 from tutorial_lib.training_data import Windows
 
@@ -158,6 +158,8 @@ class CachedEmbedder(Embedder):
                 f"The table {self.name!r} holds no vector of {wanted[0][:40]!r}; with a table alone an inverter can be "
                 "trained; everything else needs an embedder to ask (a Python file with embed)."
             )
+        if progress is None:
+            progress = len(wanted) >= _PROGRESS_FROM
         for start in tqdm(range(0, len(wanted), batch_size), desc="Embedding", disable=not progress):
             self._ask(wanted[start : start + batch_size])
         self.queries += len(texts)
@@ -172,8 +174,8 @@ class CachedEmbedder(Embedder):
     def gradients_of_ids(
         self, ids: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The embeddings, and slopes of no columns: a black box has none."""
-        return self.encode_ids(ids, mask), torch.zeros(*ids.shape, 0, device=ids.device)
+        """Raises :class:`TutorialError`, as :meth:`gradients` does."""
+        raise TutorialError(f"{self.name} is known by its vectors alone and has no gradient; leave slopes out.")
 
     def gradients(self, ids: Sequence[Sequence[int]], targets: torch.Tensor) -> list[torch.Tensor]:
         """Raises :class:`TutorialError`: there is no gradient behind an API."""
@@ -216,6 +218,11 @@ class CachedEmbedder(Embedder):
                 f"embed of {self.name} returned shape {vectors.shape} for {len(texts)} texts, or numbers that are not "
                 f"finite; an array [{len(texts)}, d] was expected."
             )
+        if self._known and vectors.shape[1] != self.dimension:
+            raise VectorError(
+                f"embed of {self.name} returned {vectors.shape[1]} values a text and those kept before have "
+                f"{self.dimension}: it asks another model; delete {self._folder} or mend embed."
+            )
         self.asked += len(texts)
         found = dict(zip(texts, vectors, strict=True))
         self._known |= found
@@ -248,13 +255,9 @@ class TableWindows(Windows):
         """int [size]: occurrences of each embedder id."""
         return np.bincount(np.concatenate(self._rows), minlength=size)
 
-    def sample(self, rng: np.random.Generator, n: int) -> list[np.ndarray]:
-        """n texts as embedder ids, drawn with replacement."""
-        return [self._rows[index] for index in rng.integers(len(self._rows), size=n)]
-
     def draw(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """:meth:`sample` as arrays: embedder ids int32 [n, longest], padded with 0, and lengths int64 [n]."""
-        rows = self.sample(rng, n)
+        """n texts drawn with replacement: embedder ids int32 [n, longest], padded with 0, and lengths int64 [n]."""
+        rows = [self._rows[index] for index in rng.integers(len(self._rows), size=n)]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         out = np.zeros((n, int(lengths.max(initial=1))), dtype=np.int32)
         for line, row in zip(out, rows, strict=True):

@@ -92,11 +92,18 @@ def _hardware() -> str:
 def command(run: dict[str, Any]) -> str:
     """The shell command that repeats a run (its folder left for the reader to choose)."""
     flags = []
+    left_out = {"kind", "output", "segment_minutes", "checkpoint_minutes"}
+    if run["settings"]["kind"] == "corrector":
+        left_out |= {"layers", "width", "num_pseudo_tokens"}  # its inverter's
     for name, value in run["settings"].items():
-        if name in {"kind", "output", "segment_minutes", "checkpoint_minutes"} or value in (None, "", []):
+        if name in left_out or value in (None, "", []):
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{option}" if value else f"--no-{option}")
             continue
         text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        flags.append(f"--{name.replace('_', '-')} {text}")
+        flags.append(f"--{option} {text}")
     return f"tutorial-lib train {run['settings']['kind']} --output FOLDER " + " ".join(flags)
 
 

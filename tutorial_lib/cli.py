@@ -339,6 +339,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise TutorialError(f"--at {at[-1]} lies beyond the last round; raise --steps {arguments.steps}.")
     embedder, inverter, corrector = load_models(arguments)
     from .metrics import bag_of_words, bootstrap, evaluate
+    from .privacy import names_recovered
     from .search import invert
 
     length = arguments.max_tokens or inverter.config.max_tokens
@@ -362,7 +363,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         spent = {"queries": queries.value, "queries_low": queries.low, "queries_high": queries.high}
         shown = {"queries": f"{queries:.0f}"}
         if names:  # what a thief of records wants
-            whole = bootstrap([100.0 * (name in text) for name, text in zip(names, result.at(step), strict=True)])
+            whole = names_recovered(names, result.at(step)).full
             spent |= {"names": whole.value, "names_low": whole.low, "names_high": whole.high}
             shown["full names %"] = f"{whole:.1f}"
         table.append(scores.table_row(f"{step} steps") | shown)
@@ -373,9 +374,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         setting = f"{arguments.corpus}, {arguments.split} split, up to {length} word pieces, beam {arguments.beam}"
         setting += f", {arguments.edits} edits" if arguments.edits else ""
         written = {f"{row['method']} ({setting})": {k: v for k, v in row.items() if k != "method"} for row in table}
-        for model in (inverter, corrector):
-            if model is not None:
-                print(write_card(Path(model.name_or_path), written), file=sys.stderr)
+        if corrector is not None:
+            print(write_card(Path(corrector.name_or_path), written), file=sys.stderr)
+        alone = {name: row for name, row in written.items() if name.startswith(("bag of words", "0 steps"))}
+        print(write_card(Path(inverter.name_or_path), alone), file=sys.stderr)
     if arguments.json:
         about = {key: getattr(arguments, key) for key in ("corpus", "split", "n", "steps", "beam", "seed")}
         print_json({"embedder": embedder.name, "max_tokens": length, **about, "scores": rows})
@@ -399,9 +401,11 @@ def _passages(arguments: argparse.Namespace, length: int, embedder: Embedder) ->
         return found, []
     if arguments.corpus == "records":
         records = synthetic_records(arguments.n, arguments.split, arguments.seed, length, embedder)
+    elif arguments.split != "test":
+        raise TutorialError(f"test:records has only a test split, not {arguments.split}.")
     else:
         records = held_out_records(length, arguments.n)
-    return [record.text for record in records], embedder.normalise([record.name for record in records])
+    return [record.text for record in records], [record.name for record in records]
 
 
 # ---- the book ------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser])
             "tutorial-lib reproduce --rehearse",
         ),
     )
-    parser.add_argument("--pairs", nargs="+", default=["paper", "ielab"], help="paper, ielab (default: both)")
+    parser.add_argument("--pairs", nargs="+", help="paper, ielab (default: both)")
     parser.add_argument("--n", type=at_least(1), help="texts per pair (default 200; 6 in a rehearsal)")
     parser.add_argument(
         "--at", type=at_least(0), nargs="+", metavar="STEP", help="rounds to score (default 0 1 20 50; rehearsal 0 1 2)"
@@ -47,10 +47,13 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     from .rehearsal import rehearsal
     from .reproduce import NATURAL_QUESTIONS, PAIRS, reproduce, table
 
-    unknown = sorted(set(arguments.pairs) - set(PAIRS))
+    if arguments.pairs and arguments.rehearse:
+        raise TutorialError("--rehearse makes its own pair; leave --pairs out.")
+    chosen = arguments.pairs or list(PAIRS)
+    unknown = sorted(set(chosen) - set(PAIRS))
     if unknown:
         raise TutorialError(f"there is no published pair {unknown[0]!r}; choose from {', '.join(PAIRS)}.")
-    pairs = {name: PAIRS[name] for name in arguments.pairs}
+    pairs = {name: PAIRS[name] for name in chosen}
     n, at, beam = (6, (0, 1, 2), 2) if arguments.rehearse else (200, (0, 1, 20, 50), 8)
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.rehearse:

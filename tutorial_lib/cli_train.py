@@ -52,7 +52,7 @@ _GUESSES: tuple[_Option, ...] = (
     ("--blinded", share, "share of rows with a channel withheld, for fair ablations (default 0.15)"),
     ("--fresh", share, "share of guesses replaced by a new window each time round (default 0.5)"),
     ("--corrupted", share, "of new windows, the share that starts from a worse text (default 0.3)"),
-    ("--rewrites", at_least(1), "times a guess is rewritten before its text is given up (default 2)"),
+    ("--rewrites", at_least(0), "times a guess is rewritten before its text is given up (default 2)"),
 )
 
 
@@ -74,7 +74,9 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         ),
     )
     parser.add_argument("kind", choices=("inverter", "corrector"))
-    parser.add_argument("--embedder", help="sentence-transformers model (default all-MiniLM-L6-v2)")
+    parser.add_argument(
+        "--embedder", help="sentence-transformers model, FILE.py or parquet:FILE (default all-MiniLM-L6-v2)"
+    )
     parser.add_argument("--output", help="folder (default runs/EMBEDDER/KIND)")
     parser.add_argument("--resume", action="store_true", default=False, help="go on from the last checkpoint")
     parser.add_argument(

@@ -10,8 +10,8 @@ document the same split whatever else a newer package adds::
     data/manifest.json
 
 A paragraph is dropped when it was seen before, when half of its runs of six words were, or, outside the test split,
-when it holds six consecutive words of a passage of a shipped test set (``test_sets``). Needs Debian or Ubuntu
-(``apt-get``, ``dpkg-deb``) and a network, but no root.
+when it holds six consecutive words of a passage of a shipped test set (:mod:`tutorial_lib.held_out`; a passage of
+three to five words: all of it). Needs Debian or Ubuntu (``apt-get``, ``dpkg-deb``) and a network, but no root.
 """
 
 from __future__ import annotations
@@ -182,12 +182,6 @@ def clean(paragraph: str) -> str | None:
     return text if count >= 4 and letters >= 0.7 * len(text) and plain >= 0.7 * count else None
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words without accents or signs: what "the same text" means here, for raw and normalised text."""
-    bare = unicodedata.normalize("NFKD", text.lower())
-    return re.findall(r"[a-z0-9]+", "".join(sign for sign in bare if not unicodedata.combining(sign)))
-
-
 def _hash(run: Sequence[str]) -> int:
     return int.from_bytes(hashlib.blake2b(" ".join(run).encode(), digest_size=8).digest(), "big")
 
@@ -207,18 +201,21 @@ class Filter:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
+        from tutorial_lib.privacy.pii import words  # here, since it brings a network along
+
+        self._words = words
         self._whole: set[int] = set()
         self._seen: set[int] = set()
         self._test: dict[int, set[int]] = {}  # run length -> hashes
         for passage in self.tests:
-            tokens = words(passage)
+            tokens = self._words(passage)
             size = min(len(tokens), _RUN)
             if size >= 3:  # shorter ones are phrases of the language
                 self._test.setdefault(size, set()).update(_runs(tokens, size))
 
     def new(self, text: str, for_test: bool) -> bool:
         """Keep this cleaned paragraph? ``for_test``: it goes to the test split, where test passages come from."""
-        tokens = words(text)
+        tokens = self._words(text)
         if not for_test and any(
             run in known for size, known in self._test.items() for run in _runs(tokens, size)
         ):
@@ -309,7 +306,7 @@ def _call(command: Sequence[str], folder: Path, what: str) -> str:
     return done.stdout
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path) -> str:  # the embedder has one too, but brings a network along
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -331,6 +331,8 @@ class VectorToText(PreTrainedModel):
                 **options,
             )
         ids = out.sequences[:, 1:].reshape(n, candidates, -1)
+        ended = (ids == self.end).cumsum(2) - (ids == self.end).long()  # beams repeat a forced end mark
+        ids = ids.masked_fill(ended > 0, self.pad)
         scores = getattr(out, "sequences_scores", None)
         scores = torch.zeros(n, candidates) if scores is None else scores.reshape(n, candidates).float()
         return Candidates(ids, scores)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tutorial_lib.audit_journal import Journal
+from tutorial_lib.book import write
 from tutorial_lib.corpora import documents, split_of
 from tutorial_lib.errors import CorpusError, TutorialError
 from tutorial_lib.metrics import Estimate, Scores, bootstrap, evaluate
@@ -133,8 +133,8 @@ def reproduce(
                 continue  # a beam of one is the greedy search
             groups = list(_groups(journal, f"{name}/{width}", texts, width, looked_at, models, echo))
             rows += [_row(name, pair, step, width, texts, groups, models.embedder) for step in looked_at]
-            _write(folder / "table.md", table(rows) + "\n")
-            _write(folder / "table.json", json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
+            write(folder / "table.md", table(rows) + "\n")
+            write(folder / "table.json", json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
     return rows
 
 
@@ -322,9 +322,3 @@ def table(rows: Sequence[Row]) -> str:
         measured = tuple(row.scores.table_row(label).values())
         lines.append((*measured, f"{row.queries:.0f}", paper, row.elsewhere))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

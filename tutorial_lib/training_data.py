@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tutorial_lib.corpora import TokenStream, token_stream
-from tutorial_lib.corrector import unit_slopes
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CorpusError
 from tutorial_lib.modeling import END, PAD, UNKNOWN, fast_dtype
@@ -62,13 +61,9 @@ class Windows:
         used = np.arange(self._records.shape[1]) < self._record_lengths[:, None]
         return np.bincount(np.concatenate([self._ids, self._records[used]]), minlength=size)
 
-    def sample(self, rng: np.random.Generator, n: int) -> list[np.ndarray]:
-        """n windows, ragged, of ``min_tokens`` to ``max_tokens`` embedder ids."""
-        ids, lengths = self.draw(rng, n)
-        return [row[:length] for row, length in zip(ids, lengths, strict=True)]
-
     def draw(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """:meth:`sample` as arrays: embedder ids int32 [n, longest], padded with 0, and lengths int64 [n]."""
+        """n windows of ``min_tokens`` to ``max_tokens`` pieces: embedder ids int32 [n, longest], padded with 0, and
+        lengths int64 [n]."""
         shortest, longest = self.config.min_tokens, self.config.max_tokens
         from_records = int(rng.binomial(n, self.config.records)) if len(self._records) else 0
         wanted = n - from_records
@@ -98,7 +93,7 @@ class Windows:
         return out, lengths
 
     def model_ids(self, rng: np.random.Generator, n: int, model: VectorToText) -> Tensor:
-        """:meth:`sample` in a model's vocabulary and on its device: int64 [n, longest + 1], closed by ``END``."""
+        """:meth:`draw` in a model's vocabulary and on its device: int64 [n, longest + 1], closed by ``END``."""
         ids, lengths = self.draw(rng, n)
         places = np.arange(ids.shape[1] + 1)
         out = np.full((n, len(places)), PAD, dtype=np.int64)
@@ -126,7 +121,7 @@ def embed_with_slopes(
         embeddings, slopes = embedder.gradients_of_ids(tokens, mask, target)
     slopes = slopes[:, tokens.shape[1] - ids.shape[1] :]
     words = (ids != PAD) & (ids != END)  # the search has no slope for what closes a text
-    return embeddings.float(), unit_slopes(slopes.float() * words[:, :, None]).to(torch.bfloat16)
+    return embeddings.float(), slopes.float() * words[:, :, None]
 
 
 def _embedder_input(ids: Tensor, vocabulary: Tensor, start: int | None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tutorial_lib.corrector import Corrector, CorrectorConfig
-from tutorial_lib.errors import CheckpointError
+from tutorial_lib.errors import CheckpointError, TutorialError
 from tutorial_lib.inverter import Inverter, InverterConfig
 from tutorial_lib.modeling import VectorToText, build_vocabulary, small_backbone
 from tutorial_lib.training_data import Windows, embed_model_ids, special_ids
@@ -93,6 +93,8 @@ def _corrector_from(config: TrainConfig, embedder: Embedder) -> Corrector:
         )
     shared = {key: value for key, value in inverter.config.to_dict().items() if key in _SHARED_FIELDS}
     width = embedder.transformer.get_input_embeddings().weight.shape[1] if config.slopes else 0
+    if config.slopes and not width:
+        raise TutorialError(f"{embedder.name} is known by its vectors alone and has no gradient; leave --slopes out.")
     model = Corrector(CorrectorConfig(blind=config.blind, aligned=True, slope_width=width, **shared))
     known = inverter.state_dict()
     own = model.state_dict()
