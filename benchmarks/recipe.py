@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import statistics
 import sys
@@ -29,7 +30,7 @@ import torch
 from tutorial_lib import Corrector, Embedder, Inverter, TrainConfig, evaluate, invert, passages, train, training
 
 COLUMNS = ("question", "setting", "seed", "kind", "sequences", "max_tokens", "seconds", "loss", "bleu", "exact",
-           "cosine", "queries", "n")  # fmt: skip
+           "cosine", "queries", "n", "settings")  # fmt: skip
 SUMMARY = ("question", "setting", "budget", "seeds", "measure", "mean", "low", "high", "decision")
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # Student's t, by number of seeds
 
@@ -98,11 +99,11 @@ MISSING = ("autoregressive or parallel corrector", "embedding dropout")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """What is in the file already; a row torn by a kill is left out."""
+    """What is in the file already."""
     if not path.exists():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return list(csv.DictReader(whole.splitlines()))
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
@@ -178,6 +179,12 @@ def plan(given: argparse.Namespace) -> Iterator[tuple[str, str, Setting, int]]:
                 yield question, kind, setting, seed
 
 
+def shared(given: argparse.Namespace) -> str:
+    """Everything that all runs of a call have in common: rows of other calls answer another question."""
+    own = {"what", "output", "questions", "seeds"}
+    return json.dumps({key: value for key, value in vars(given).items() if key not in own}, sort_keys=True)
+
+
 def run(given: argparse.Namespace) -> None:
     """Train and score what the file lacks."""
     path = Path(given.output)
@@ -185,14 +192,13 @@ def run(given: argparse.Namespace) -> None:
     inverters: dict[int, Path] = {}
     with tempfile.TemporaryDirectory() as folder:
         for question, kind, setting, seed in plan(given):
-            budget = (str(given.sequences), str(given.max_tokens))
-            mine = [row for row in rows_of(path) if (row["sequences"], row["max_tokens"]) == budget]
+            mine = [row for row in rows_of(path) if row["settings"] == shared(given)]
             mine = [row for row in mine if row["seed"] == str(seed) and row["setting"] == setting.name]
             # one run of the default answers every question about its kind
             same = [row for row in mine if row["question"] == question]
             same += [row for row in mine if setting is DEFAULT and row["kind"] == kind]
             about = {"question": question, "setting": setting.name, "seed": seed, "kind": kind}
-            about |= {"sequences": given.sequences, "max_tokens": given.max_tokens}
+            about |= {"sequences": given.sequences, "max_tokens": given.max_tokens, "settings": shared(given)}
             if same:
                 if same[0]["question"] != question:
                     append(path, same[0] | about)
@@ -225,11 +231,12 @@ def table(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for question, (_, measure, settings) in QUESTIONS.items():
         # a file may hold several budgets; each is a table of its own
-        budgets = dict.fromkeys((r["sequences"], r["max_tokens"]) for r in rows if r["question"] == question)
+        keys = ("sequences", "max_tokens", "settings")
+        budgets = dict.fromkeys(tuple(r[key] for key in keys) for r in rows if r["question"] == question)
         for budget in budgets:
             by_setting: dict[str, dict[str, float]] = {}
             for row in rows:
-                if row["question"] == question and (row["sequences"], row["max_tokens"]) == budget:
+                if row["question"] == question and tuple(row[key] for key in keys) == budget:
                     by_setting.setdefault(row["setting"], {})[row["seed"]] = float(row[measure])
             base = by_setting.get(settings[0].name, {})
             for name, values in by_setting.items():

@@ -76,12 +76,12 @@ def test_a_run_fills_the_table_and_repeats_nothing(
     for row in rows:
         assert 0 <= float(row["bleu"]) <= 100
         assert row["n"] == "3"
-    with output.open("a") as file:
-        file.write("batch,torn")
     trained.clear()
     assert recipe.main(words) == 0
     assert not trained
     assert recipe.rows_of(output) == rows
+    other = recipe.parse([*words, "--layers", "2"])  # another network answers another question
+    assert recipe.shared(other) not in {row["settings"] for row in rows}
     capsys.readouterr()
     assert recipe.main(["table", "--output", str(output)]) == 0
     told = list(csv.DictReader(capsys.readouterr().out.splitlines()))
