@@ -248,6 +248,7 @@ def test_refresh_writes_between_markers_and_is_idempotent() -> None:
         ("between 30.1 and 33.6", ["30.1", "33.6"]),
         ("about 92 % exact", ["92 %"]),
         ("rounded to 31.94.", ["31.94"]),
+        ("<!--by hand-->once 31.9<!--/by hand--> and now 31.9", ["31.9"]),
     ],
 )
 def test_typed_by_hand_finds(text: str, found: list[str]) -> None:
@@ -262,6 +263,7 @@ def test_typed_by_hand_finds(text: str, found: list[str]) -> None:
         "32 tokens, 92 texts, 31.8, 1931.9, arXiv 2310.06816, version 1.31.9",
         "a 95 % interval of 95 % bootstrap intervals",
         "<!--report bleu.value-->31.9<!--/report-->",
+        "<!--by hand-->\n\n| once | 31.9 |\n\n<!--/by hand-->",
     ],
 )
 def test_typed_by_hand_leaves_alone(text: str) -> None:

@@ -82,9 +82,10 @@ def _resolve(match: re.Match[str], numbers: Mapping[str, Reported], claims: Mapp
         raise ClaimError(f"'{spec}' does not format the value of '{name}'; use one such as '.1f'.") from error
 
 
-# What is not prose: code, mathematics, addresses, roles, HTML comments and tags.
+# What is not prose: code, mathematics, addresses, roles, HTML comments and tags. And what says that it was measured
+# once and typed: it cannot be live, and a live number it happens to equal is another one.
 _SKIP = re.compile(
-    r"```.*?```|~~~.*?~~~|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|<!--.*?-->|<[^>]+>|https?://\S+", re.S
+    r"<!--by hand-->.*?<!--/by hand-->|```.*?```|~~~.*?~~~|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|<!--.*?-->|<[^>]+>|https?://\S+", re.S
 )
 _NUMBER = re.compile(r"(?<![\w.,/:-])(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:\s?(%))?(?![\w/-])")
 _LEVEL = re.compile(
@@ -99,7 +100,7 @@ def typed_by_hand(
 
     A number counts when it carries information: three significant digits, or two with a decimal point, or
     two as a percentage of something measured in per cent. Write it as a role, or as code (`32`) when it is
-    a setting that only happens to agree.
+    a setting that only happens to agree; `<!--by hand-->` ... `<!--/by hand-->` holds a record of old measurements.
     """
     prose = _SKIP.sub(lambda match: " " * len(match.group()), _MARK.sub("", text))
     for match in _NUMBER.finditer(prose):
