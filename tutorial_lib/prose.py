@@ -85,7 +85,9 @@ def _resolve(match: re.Match[str], numbers: Mapping[str, Reported], claims: Mapp
 # What is not prose: code, mathematics, addresses, roles, HTML comments and tags. And what says that it was measured
 # once and typed: it cannot be live, and a live number it happens to equal is another one.
 _SKIP = re.compile(
-    r"<!--by hand-->.*?<!--/by hand-->|```.*?```|~~~.*?~~~|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|<!--.*?-->|<[^>]+>|https?://\S+", re.S
+    r"<!--by hand-->.*?<!--/by hand-->|```.*?```|~~~.*?~~~|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$"
+    r"|\]\([^)]*\)|<!--.*?-->|<[^>]+>|https?://\S+",
+    re.S,
 )
 _NUMBER = re.compile(r"(?<![\w.,/:-])(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:\s?(%))?(?![\w/-])")
 _LEVEL = re.compile(
