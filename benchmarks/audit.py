@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=10_000, help="rows inverted (default 10000)")
     parser.add_argument("--steps", type=int, default=3, help="rounds of correction (default 3)")
     parser.add_argument("--beam", type=int, default=2, help="beam width (default 2)")
+    parser.add_argument("--edits", type=int, default=0, help="local edits a round (default 0)")
     parser.add_argument("--device", help="of the embedder that writes the store")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -64,6 +65,7 @@ def main() -> None:
         out = Path(folder) / "audit"
         command = [sys.executable, "-c", AUDIT, "audit", f"lancedb:{folder}#notes", "--json", "--out", str(out)]
         command += ["--sample", str(given.sample), "--steps", str(given.steps), "--beam", str(given.beam)]
+        command += ["--edits", str(given.edits)]
         started = time.monotonic()
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         peak = 0

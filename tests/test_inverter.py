@@ -69,3 +69,21 @@ def test_any_dimension(make_tiny: Any, dimension: int) -> None:
     model = make_tiny(Inverter, dimension=dimension)
     vectors = model.check_vectors(np.random.default_rng(0).normal(size=(2, dimension)))
     assert model.propose(vectors, max_tokens=2).ids.shape[0] == 2
+
+
+def test_the_likelihood_of_many_texts_is_the_loss_of_each(
+    tiny_inverter: Any, embedder: Any, test_texts: list[str]
+) -> None:
+    vectors = torch.from_numpy(embedder.encode(test_texts[:2]))
+    labels = tiny_inverter.to_model_ids(embedder.token_ids(test_texts))  # of several lengths
+    encoded = tiny_inverter.encode(tiny_inverter.encoder_inputs(vectors)).detach()
+    for row in range(2):
+        got = tiny_inverter.likelihood(encoded[row : row + 1], labels)
+        assert got.shape == (len(labels),)
+        for text in range(len(labels)):
+            pieces = int((labels[text] != tiny_inverter.pad).sum())
+            loss = float(tiny_inverter(vectors[row : row + 1], labels[text : text + 1]).detach())
+            assert float(got[text]) == pytest.approx(-loss * pieces, rel=0.02)
+    # Fewer columns, a smaller sum: never less likely than over the whole vocabulary.
+    few, all_ = (tiny_inverter.likelihood(encoded[:1], labels[:1], frequent) for frequent in (5, 2048))
+    assert float(few[0]) >= float(all_[0]) and float(few[0]) < 0

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutorial_lib import search
-from tutorial_lib.edits import GRADIENT_QUERIES
 from tutorial_lib.errors import CheckpointError, TutorialError, VectorError
 from tutorial_lib.modeling import Candidates
 from tutorial_lib.search import SOLVED, Step, invert
@@ -424,7 +423,7 @@ def test_together_is_one_at_a_time_and_twice_is_the_same(
 def test_local_edits_finish_what_a_corrector_cannot(
     embedder: Any, make_tiny: Any, test_texts: list[str]
 ) -> None:
-    """A word exchanged, two swapped: the gradient and the moves find what this corrector never writes."""
+    """A word exchanged, two swapped: edits find what this corrector never writes."""
     from tutorial_lib import Corrector, Inverter
 
     texts = test_texts[4:]  # a new law for the people, peace and work for all the world
@@ -432,7 +431,7 @@ def test_local_edits_finish_what_a_corrector_cannot(
     inverter, corrector = make_tiny(Inverter), make_tiny(Corrector, seed=1)
     ids = inverter.to_model_ids(embedder.token_ids(starts))
     inverter.propose = lambda e, **_: Candidates(ids[: len(e), None], torch.zeros(len(e), 1))
-    options = {"steps": 6, "beam_width": 1, "edits": 40}
+    options = {"steps": 20, "beam_width": 1, "edits": 40}
     target = embedder.encode(texts)
     spent = embedder.queries
     result = invert(target, embedder, inverter, corrector, **options)
@@ -442,9 +441,8 @@ def test_local_edits_finish_what_a_corrector_cannot(
     for rows in result.trace:
         assert [row.cosine for row in rows] == sorted(row.cosine for row in rows)
         assert [row.queries for row in rows] == sorted(row.queries for row in rows)
-    assert (result.queries <= 1 + result.steps * (1 + 40 + 2 * GRADIENT_QUERIES)).all()
-    gradients = 2 * GRADIENT_QUERIES * int(result.steps.sum())
-    assert result.queries.sum() in (spent, spent + gradients)  # a gradient is charged to the text at least
+    assert (result.queries <= 1 + result.steps * (1 + 40)).all()
+    assert result.queries.sum() == spent
     assert invert(target, embedder, inverter, corrector, **options).trace == result.trace
     cheap = invert(target, embedder, inverter, corrector, max_queries=30, **options)
     assert (cheap.queries <= 30).all()

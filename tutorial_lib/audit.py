@@ -52,6 +52,7 @@ def audit(
     sample: int = 200,
     steps: int = 20,
     beam_width: int = 4,
+    edits: int = 32,
     out: str | Path = "audit",
     resume: bool = True,
     show: bool = False,
@@ -64,7 +65,7 @@ def audit(
 ) -> AuditReport:
     """Sample a store, invert the sample, report what leaked; writes `report.html` and `report.json` to `out`.
 
-    url: see `tutorial_lib.stores`.  sample: rows inverted.  steps, beam_width: as in `search.invert`.
+    url: see `tutorial_lib.stores`.  sample: rows inverted.  steps, beam_width, edits: as in `search.invert`.
     resume: continue an audit that was stopped; False refuses a folder that holds one.  show: keep the
     recovered texts readable in journal and report.  names: people to look for (an uncased embedder leaves
     no capitals to find names by).  shard: (i, n) inverts the i-th of n parts of the sample, each in an `out`
@@ -99,6 +100,7 @@ def audit(
             "shard": f"{part} of {parts}",
             "steps": steps,
             "beam width": beam_width,
+            "edits": edits,
             "seed": seed,
             "shown": show,
             # A digest, so that another list is noticed and no name is written down.
@@ -116,6 +118,7 @@ def audit(
             invert,
             steps,
             beam_width,
+            edits,
             show,
             names,
             str(settings["quantisation"]),
@@ -226,6 +229,7 @@ class _Attack:
     invert: Callable[..., Any]
     steps: int
     beam_width: int
+    edits: int
     show: bool
     names: Sequence[str]
     quantisation: str
@@ -245,6 +249,7 @@ class _Attack:
             self.corrector,
             steps=self.steps,
             beam_width=self.beam_width,
+            edits=self.edits,
         )
         rows = []
         for i, guess in enumerate(result.texts):
@@ -306,6 +311,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--sample", type=int, default=200, help="rows to invert (default 200)")
     parser.add_argument("--steps", type=int, default=20, help="rounds of correction (default 20)")
     parser.add_argument("--beam", type=int, default=4, help="beam width (default 4)")
+    parser.add_argument("--edits", type=int, default=32, help="local edits a round (default 32)")
     parser.add_argument("--out", default="audit", help="folder for journal and report (default audit)")
     parser.add_argument("--resume", action="store_true", help="continue an audit that was stopped")
     parser.add_argument(
@@ -379,6 +385,7 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
         sample=arguments.sample,
         steps=arguments.steps,
         beam_width=arguments.beam,
+        edits=arguments.edits,
         out=out,
         resume=arguments.resume,
         show=arguments.show,

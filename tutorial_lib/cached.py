@@ -8,8 +8,8 @@ written in; default: all-MiniLM-L6-v2's, uncased) and ``MAX_TOKENS``. Whatever `
 ``my_embedder.vectors/`` as Parquet, a text once, so a text is paid for once: a resumed run, another run and an
 evaluation find it there. *Train your own* shows both.
 
-Such an embedder is a black box: it has no gradient, so correctors are trained without slopes and local edits need
-another embedder. With a table alone only an inverter can be trained, since a corrector asks for its guesses' vectors.
+Such an embedder is a black box: it has no gradient, so correctors are trained without slopes. With a table alone only
+an inverter can be trained, since a corrector asks for its guesses' vectors.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class CachedEmbedder(Embedder):
 
     def gradients(self, ids: Sequence[Sequence[int]], targets: torch.Tensor) -> list[torch.Tensor]:
         """Raises :class:`TutorialError`: there is no gradient behind an API."""
-        raise TutorialError(f"{self.name} is known by its vectors alone and has no gradient; leave local edits out.")
+        raise TutorialError(f"{self.name} is known by its vectors alone and has no gradient; leave slopes out.")
 
     def flush(self) -> None:
         """Write what is new to the disk, as one more Parquet file."""

@@ -113,8 +113,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--edits",
         type=at_least(0),
-        default=0,
-        help="local edits tried a round, guided by the embedder's gradient (default 0)",
+        default=32,
+        help="local edits tried a round; they find far more, for more queries (default 32)",
     )
     search.add_argument("--max-queries", type=at_least(1), help="texts embedded per vector, at most")
 
@@ -152,7 +152,7 @@ def add_invert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=example(
             'tutorial-lib invert "the union is strong" "peace at home"',
-            'tutorial-lib invert --steps 50 --beam 8 --max-queries 1000 "the union is strong"',
+            'tutorial-lib invert --steps 50 --max-queries 1000 "the union is strong"',
             "tutorial-lib invert --vectors vectors.npy --json > texts.json",
             "tutorial-lib invert - < lines.txt",
         ),

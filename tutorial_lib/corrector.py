@@ -183,6 +183,16 @@ class Corrector(VectorToText):
         length = max_tokens or self.config.max_tokens
         return self._generate(inputs, mask, beams, candidates, temperature, length, aligned)
 
+    @torch.no_grad()
+    def next_pieces(self, target: Tensor, guess: Tensor, guess_embedding: Tensor) -> Tensor:
+        """e [n, d], guess ids [n, t], ê [n, d] -> log-probabilities float32 [n, t, V]: what the corrector would write
+        at each place of the guess, had it written the guess up to there."""
+        with self.autocast():
+            inputs, mask = self.encoder_inputs(target, guess, guess_embedding)
+            hidden = self.decoder_states(self.encode(inputs, mask), mask, guess, self.decoder_inputs(guess))
+            logits = self.backbone.lm_head(hidden)
+        return logits.float().log_softmax(2)
+
 
 def unit_slopes(slope: Tensor) -> Tensor:
     """[n, t, w] -> the same with a root mean square of 1 over each text, so that a near miss still shows."""

@@ -1,137 +1,104 @@
-"""Last local edits: small changes of a guess for the search to try beside the corrector's rewritings.
+"""Last local edits: every text one small change away from a good guess, the likeliest first.
 
-A corrector gets most words and then repeats itself; what is left is usually a word in the wrong place, a missing
-one, or one of several near-synonyms. Three kinds of edit mend these: *moves* of one word piece, pieces *borrowed*
-from the other good guesses, and, because an open embedder's weights are the attacker's too, pieces that the
-*gradient* of the cosine points to (first-order substitution as in HotFlip, Ebrahimi et al. 2018). Explained in
-chapter 3.
+A corrector gets most words and then repeats itself; what is left is usually a run of words in the wrong place, a
+missing article, or one of several near-synonyms. Edits mend these: runs of pieces change places, pieces are dropped,
+replaced or inserted. There are hundreds for one guess, and embedding them all would be wasteful, so they are tried in
+the order of their likelihood p(x | e) under the inverter: a guess repaired is a sentence again, and the inverter knows
+sentences. Only the networks are asked for that; the embedder is still a black box. Explained in chapter 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
 
+from tutorial_lib.corrector import Corrector
 from tutorial_lib.embedder import Embedder
+from tutorial_lib.inverter import Inverter
 
-#: A gradient is one forward and one backward pass, as much work as three embedded texts, and is counted so.
-GRADIENT_QUERIES = 3
-_TOP = 128  # substitutions kept per gradient, best first
-
-
-@dataclass(frozen=True)
-class Edits:
-    """Proposals for one guess by kind, each as embedder ids, most promising or random first."""
-
-    moves: list[list[int]]
-    borrowed: list[list[int]]
-    substituted: list[list[int]]
-    inserted: list[list[int]]
-
-    def mixed(self) -> Iterator[list[int]]:
-        """All proposals, one kind after the other in turn."""
-        queues: list[Iterator[list[int]]] = [
-            iter(kind) for kind in (self.substituted, self.moves, self.inserted, self.borrowed)
-        ]
-        while queues:
-            for queue in list(queues):
-                row = next(queue, None)
-                if row is None:
-                    queues.remove(queue)
-                else:
-                    yield row
+LIKELY = 24  # pieces tried at each place: the corrector's likeliest ...
+NEAR = 8  # ... and the nearest to the one that stands there, its inflections and synonyms
+_ORDERS = 500  # new orders of one guess; up to 14 pieces, that is all of them
 
 
 class LocalEdits:
-    """Proposes edits; ``vocabulary`` int [V] lists the embedder ids that may be written."""
+    """Lists edits of guesses, best first, with the networks that made the guesses."""
 
-    def __init__(self, embedder: Embedder, vocabulary: np.ndarray) -> None:
-        self.embedder = embedder
-        self.vocabulary = torch.as_tensor(vocabulary.astype(np.int64), device=embedder.device)
-        self._table = embedder.transformer.get_input_embeddings().weight.detach()[
-            self.vocabulary
-        ]  # [V, width]
-        self._filler = embedder.tokenizer.mask_token_id
-        #: Queries that :meth:`propose` spends on each guess.
-        self.queries = GRADIENT_QUERIES * (1 if self._filler is None else 2)
+    def __init__(self, embedder: Embedder, inverter: Inverter, corrector: Corrector) -> None:
+        self.embedder, self.inverter, self.corrector = embedder, inverter, corrector
+        table = functional.normalize(corrector.backbone.get_input_embeddings().weight.detach().float(), dim=1)
+        self._table = table  # [V, width]
+        self._special = torch.tensor(corrector.special, device=table.device)
 
+    @torch.inference_mode()
     def propose(
         self,
         guesses: Sequence[list[int]],
-        others: Sequence[Sequence[list[int]]],
-        target: torch.Tensor,
+        embeddings: Tensor,
+        target: Tensor,
         rngs: Sequence[np.random.Generator],
-    ) -> list[Edits]:
-        """Edits of n guesses (embedder ids), given other good guesses of each and target vectors [n, d].
+    ) -> list[list[str]]:
+        """Edits of n guesses (embedder ids), given their embeddings and the targets, [n, d] each: texts, best first.
 
-        Spends one gradient on each guess, and one on the guess with a blank inserted at a random place.
+        No query is spent. ``rngs`` choose which orders to try of a guess that has very many.
         """
-        gaps = [int(rng.integers(len(ids) + 1)) for ids, rng in zip(guesses, rngs, strict=True)]
-        rows = [list(ids) for ids in guesses]
-        if self._filler is not None:
-            rows += [[*ids[:gap], self._filler, *ids[gap:]] for ids, gap in zip(guesses, gaps, strict=True)]
-        self.embedder.queries += self.queries * len(guesses)
-        gradients = self.embedder.gradients(rows, target.repeat(len(rows) // max(1, len(guesses)), 1))
+        ids = self.corrector.to_model_ids(guesses)  # [n, t]
+        likely = self.corrector.next_pieces(target, ids, embeddings)  # [n, t, V]
+        writable = likely.shape[2] - len(self._special)
+        likely[:, :, self._special] = -torch.inf
+        likely = likely.topk(min(LIKELY, writable), dim=2).indices
+        with self.inverter.autocast():
+            encoded = self.inverter.encode(self.inverter.encoder_inputs(target))
         out = []
-        for index, ids in enumerate(guesses):
-            pieces = {piece for other in others[index] for piece in other} - set(ids)
-            inserted = []
-            if self._filler is not None:
-                gap = gaps[index]
-                column = gradients[len(guesses) + index][gap : gap + 1]
-                inserted = [[*ids[:gap], piece, *ids[gap:]] for _, piece in self._best(column)]
-            substituted = [
-                [*ids[:place], piece, *ids[place + 1 :]]
-                for place, piece in self._best(gradients[index], current=ids)
-                if ids[place] != piece
-            ]
-            out.append(
-                Edits(
-                    moves=_shuffled(moves(ids), rngs[index]),
-                    borrowed=_shuffled(borrowed(ids, sorted(pieces)), rngs[index]),
-                    substituted=substituted,
-                    inserted=inserted,
-                )
-            )
+        for row, guess in enumerate(guesses):
+            there = ids[row, : len(guess)]
+            near = self._table[there] @ self._table.T  # [t, V]
+            near[:, self._special] = -torch.inf
+            near = near.topk(min(NEAR, writable), dim=1).indices
+            at = self.corrector.to_embedder_ids(likely[row, : len(guess) + 1])
+            beside = self.corrector.to_embedder_ids(near)
+            found = reordered(guess, rngs[row])
+            found += changed(guess, at, [[*a, *b] for a, b in zip(at, beside, strict=False)])
+            scores = self.inverter.likelihood(encoded[row : row + 1], self.inverter.to_model_ids(found))
+            order = scores.argsort(descending=True, stable=True).tolist()
+            out.append(list(dict.fromkeys(self.embedder.decode([found[index] for index in order]))))
         return out
 
-    def _best(self, gradient: torch.Tensor, current: list[int] | None = None) -> list[tuple[int, int]]:
-        """(place, embedder id) pairs by the first-order change of the cosine, best first; gradient [t, width]."""
-        gain = gradient @ self._table.T  # [t, V]
-        if current is not None:
-            weight = self.embedder.transformer.get_input_embeddings().weight.detach()
-            gain = gain - (gradient * weight[torch.tensor(current, device=gradient.device)]).sum(
-                1, keepdim=True
-            )
-        flat = gain.flatten().topk(min(_TOP, gain.numel())).indices.tolist()
-        size = len(self.vocabulary)
-        ids = self.vocabulary[torch.tensor([index % size for index in flat], device=gradient.device)].tolist()
-        return [(index // size, piece) for index, piece in zip(flat, ids, strict=True)]
 
-
-def moves(ids: Sequence[int]) -> list[list[int]]:
-    """Every text that differs by moving one piece to another place."""
-    found = {}
-    for source in range(len(ids)):
-        rest = [*ids[:source], *ids[source + 1 :]]
-        for place in range(len(ids)):
-            row = [*rest[:place], ids[source], *rest[place:]]
-            found[tuple(row)] = row
+def reordered(ids: Sequence[int], rng: np.random.Generator) -> list[list[int]]:
+    """Texts in which two neighbouring runs of pieces, or two pieces, have changed places; at most 500."""
+    ids, n = list(ids), len(ids)
+    found: dict[tuple[int, ...], None] = {}
+    for i in range(n):
+        for j in range(i + 1, n):
+            for k in range(j + 1, n + 1):
+                found[(*ids[:i], *ids[j:k], *ids[i:j], *ids[k:])] = None
+            found[(*ids[:i], ids[j], *ids[i + 1 : j], ids[i], *ids[j + 1 :])] = None
     found.pop(tuple(ids), None)
-    return list(found.values())
+    rows = [list(row) for row in found]
+    if len(rows) > _ORDERS:
+        rows = [rows[index] for index in rng.choice(len(rows), _ORDERS, replace=False)]
+    return rows
 
 
-def borrowed(ids: Sequence[int], pieces: Iterable[int]) -> list[list[int]]:
-    """Every text that differs by one of ``pieces`` replacing or joining the others, or by one piece dropped."""
-    found = [[*ids[:place], *ids[place + 1 :]] for place in range(len(ids)) if len(ids) > 1]
-    for piece in pieces:
-        found += [[*ids[:place], piece, *ids[place + 1 :]] for place in range(len(ids))]
-        found += [[*ids[:place], piece, *ids[place:]] for place in range(len(ids) + 1)]
-    return found
-
-
-def _shuffled(rows: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
-    return [rows[index] for index in rng.permutation(len(rows))]
+def changed(
+    ids: Sequence[int], inserted: Sequence[Sequence[int]], replaced: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Texts in which one piece is dropped, inserted before place p (from ``inserted[p]``, the last of them for the
+    end), or replaced at place p (from ``replaced[p]``)."""
+    ids = list(ids)
+    found: dict[tuple[int, ...], None] = {}
+    for place in range(len(ids)):
+        if len(ids) > 1:
+            found[(*ids[:place], *ids[place + 1 :])] = None
+        for piece in replaced[place]:
+            found[(*ids[:place], piece, *ids[place + 1 :])] = None
+    for place, pieces in enumerate(inserted):
+        for piece in pieces:
+            found[(*ids[:place], piece, *ids[place:])] = None
+    found.pop(tuple(ids), None)
+    return [list(row) for row in found]

@@ -214,7 +214,8 @@ class Embedder:
         """How each token's input embedding should change to raise the cosine with ``targets`` [n, d].
 
         ``ids`` are n ragged content ids; returns n tensors [t_i, width]. It needs the weights (a white box), as an
-        attacker of an open embedder has them; the caller counts the queries. Chapter 3 uses it for local edits.
+        attacker of an open embedder has them; the caller counts the queries. Correctors
+        trained with ``--slopes`` read it.
         """
         before, after = self._frame
         encoded = self.tokenizer.pad(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,17 +18,20 @@ import torch
 from tqdm.auto import tqdm
 
 from tutorial_lib.corrector import Corrector
-from tutorial_lib.edits import GRADIENT_QUERIES, LocalEdits
+from tutorial_lib.edits import LocalEdits
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, TutorialError
 from tutorial_lib.inverter import Inverter
-from tutorial_lib.modeling import UNKNOWN
 
 #: A guess this close to the target is taken to be the text: float32 embeddings of one text differ by less.
 SOLVED = 1 - 2e-6
 _POOL = 4  # unexpanded guesses kept per text, in beam widths
 _ELITE = 8  # best guesses kept per text, expanded or not, for local edits
 _ROWS = 512  # guesses corrected at once
+_EDITED = 64  # guesses whose edits are listed at once
+_EXPLORE = 0.25  # share of rounds that edit another than the best guess
+#: A gradient is one forward and one backward pass, as much work as three embedded texts, and is counted so.
+GRADIENT_QUERIES = 3
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class _Guess:
     text: str
     cosine: float
     embedding: torch.Tensor  # [d]
+    edits: Iterator[str] | None = None  # local edits of it not tried yet, best first; None until they were listed
 
 
 @dataclass
@@ -84,7 +88,7 @@ class _Search:
     elite: list[_Guess] = field(default_factory=list)  # best of all so far
     queries: int = 0
     trace: list[Step] = field(default_factory=list)
-    rng: np.random.Generator = field(default_factory=np.random.default_rng)  # which edits to try first
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)  # which guess to edit
 
     def add(self, guess: _Guess, keep: int) -> None:
         self.pool.append(guess)
@@ -121,7 +125,7 @@ def invert(
 
     ``steps`` correction rounds at most (0: the inverter alone); each expands ``beam_width`` guesses into
     ``branch`` candidates (default: as many as the beam is wide), and tries up to ``edits`` local edits of one of
-    the best guesses (they use the embedder's gradient; see :mod:`tutorial_lib.edits`). A text leaves the search when
+    the best guesses (see :mod:`tutorial_lib.edits`). A text leaves the search when
     its cosine is about 1, when it has no guess left to expand, or when its next round could exceed ``max_queries``.
     ``on_step(step, rows)`` is called after every round with the best guess of each text. Deterministic.
 
@@ -167,10 +171,10 @@ def invert(
     _embed_new(dict(enumerate(proposals)), searches, unit, embedder, _POOL * beam_width)
     _finish_round(0, range(len(searches)), searches, on_step)
 
-    local = LocalEdits(embedder, _writable(inverter)) if edits else None
+    local = LocalEdits(embedder, inverter, corrector) if edits and corrector is not None else None
     # Queries at most, per text and round.
     each = branch + (GRADIENT_QUERIES if corrector is not None and corrector.reads_slopes else 0)
-    spend = beam_width * each + (edits + local.queries if local else 0)
+    spend = beam_width * each + edits
     bar = tqdm(range(1, steps + 1), desc="Correcting", unit="round", disable=not progress)
     for step in bar:
         active = [
@@ -260,30 +264,28 @@ def _add_edits(
 ) -> None:
     """Add up to ``edits`` untried edits of one good guess per text to its candidates.
 
-    The best guess every other round, one of the other good ones in between, lest the search circle one optimum.
+    The best guess in most rounds, one of the other good ones in some, lest the search circle one optimum.
     """
-    chosen: list[list[int]] = []
-    others: list[list[list[int]]] = []
+    chosen: list[tuple[int, _Guess]] = []
     for index in active:
         search = searches[index]
-        ids = embedder.token_ids([guess.text for guess in search.elite] + rows[index])
-        pick = int(search.rng.integers(len(search.elite))) if search.rng.random() < 0.5 else 0
-        chosen.append(ids[pick])
-        others.append(ids)
-    proposals = local.propose(chosen, others, target[active], [searches[index].rng for index in active])
-    for index, proposal in zip(active, proposals, strict=True):
-        search = searches[index]
-        search.queries += local.queries
-        candidates = itertools.islice(proposal.mixed(), 4 * edits)
-        fresh = [text for text in embedder.decode(list(candidates)) if text not in search.seen]
-        rows[index] += list(dict.fromkeys(fresh))[:edits]
-
-
-def _writable(model: Inverter) -> np.ndarray:
-    """int [V]: the embedder ids that the model's vocabulary holds, special tokens left out."""
-    if model.config.own_vocabulary:
-        return model.vocabulary.cpu().numpy()[UNKNOWN + 1 :]
-    return np.arange(UNKNOWN, model.backbone.config.vocab_size)
+        pick = int(search.rng.integers(len(search.elite))) if search.rng.random() < _EXPLORE else 0
+        chosen.append((index, search.elite[pick]))
+    new = [(index, guess) for index, guess in chosen if guess.edits is None]
+    for offset in range(0, len(new), _EDITED):
+        part = new[offset : offset + _EDITED]
+        proposals = local.propose(
+            embedder.token_ids([guess.text for _, guess in part]),
+            torch.stack([guess.embedding for _, guess in part]),
+            target[[index for index, _ in part]],
+            [searches[index].rng for index, _ in part],
+        )
+        for (_, guess), texts in zip(part, proposals, strict=True):
+            guess.edits = iter(texts)
+    for index, guess in chosen:
+        assert guess.edits is not None
+        tried = searches[index].seen.union(rows[index])
+        rows[index] += itertools.islice((text for text in guess.edits if text not in tried), edits)
 
 
 def _texts(model: Inverter | Corrector, ids: torch.Tensor, embedder: Embedder) -> list[list[str]]:
