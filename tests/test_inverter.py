@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from tutorial_lib.inverter import Inverter, InverterConfig
+from tutorial_lib.modeling import END, PAD
 
 
 def test_its_tensors(tiny_inverter: Any) -> None:
@@ -64,6 +66,24 @@ def test_it_learns_one_text_by_heart(tiny_inverter: Any, embedder: Any, test_tex
         assert float(got.scores[:, 1].max()) < -0.1
 
 
+def test_what_texts_share_with_a_guess_is_read_once_and_changes_nothing(
+    tiny_inverter: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tiny_inverter), "autocast", lambda _: contextlib.nullcontext())
+    encoded = tiny_inverter.encode(tiny_inverter.encoder_inputs(torch.from_numpy(embedder.encode(["peace"]))))
+    a, b, c, d = range(4, 8)
+    guess = [a, b, c, d]
+    # itself, another end, a drop, an insertion, another beginning, longer than the guess, nothing at all
+    rows = [guess, [a, b, c, a], [a, c, d], [a, b, d, c, d], [d, b, c, a], [*guess, a, b], []]
+    labels = torch.full((len(rows), 7), PAD)
+    for row, ids in zip(labels, rows, strict=True):
+        row[: len(ids) + 1] = torch.tensor([*ids, END])
+    expected = tiny_inverter.likelihood(encoded, labels)
+    for like in (labels[0], labels[0, :5], labels[6, :1], labels[5]):
+        assert torch.allclose(tiny_inverter.likelihood(encoded, labels, like), expected, atol=1e-4)
+    assert len(set(expected.tolist())) == len(rows)
+
+
 @pytest.mark.parametrize("dimension", [128, 768, 4096])
 def test_any_dimension(make_tiny: Any, dimension: int) -> None:
     model = make_tiny(Inverter, dimension=dimension)
@@ -85,5 +105,5 @@ def test_the_likelihood_of_many_texts_is_the_loss_of_each(
             loss = float(tiny_inverter(vectors[row : row + 1], labels[text : text + 1]).detach())
             assert float(got[text]) == pytest.approx(-loss * pieces, rel=0.02)
     # Fewer columns, a smaller sum: never less likely than over the whole vocabulary.
-    few, all_ = (tiny_inverter.likelihood(encoded[:1], labels[:1], frequent) for frequent in (5, 2048))
+    few, all_ = (tiny_inverter.likelihood(encoded[:1], labels[:1], frequent=frequent) for frequent in (5, 2048))
     assert float(few[0]) >= float(all_[0]) and float(few[0]) < 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib.util
 import sys
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from tutorial_lib import TrainConfig
+from tutorial_lib import Corrector, TrainConfig
 
 WORDS = "congress peace war law people state union treaty nation army navy bank gold court judge debt tax".split()
 
@@ -53,7 +55,8 @@ def test_a_run_fills_the_table_and_repeats_nothing(
         lines = "\n".join(" ".join(rng.choice(WORDS, 20)) for _ in range(4))
         (tmp_path / f"{index}.txt").write_text(lines, encoding="utf-8")
     output = tmp_path / "recipe.csv"
-    words = ["run", "--output", str(output), "--questions", "token table", "whitening", "on-policy", "--seeds", "0"]
+    words = ["run", "--output", str(output), "--seeds", "0"]
+    words += ["--questions", "token table", "embedding dropout", "decoder"]
     words += ["--sequences", "16", "--max-tokens", "6", "--batch-size", "8", "--layers", "1", "--width", "16"]
     words += ["--num-pseudo-tokens", "2", "--records", "0", "--whiten-on", "32", "--n", "3", "--rounds", "1"]
     words += ["--corpus", f"files:{tmp_path}/*.txt"]
@@ -69,10 +72,10 @@ def test_a_run_fills_the_table_and_repeats_nothing(
     rows = recipe.rows_of(output)
     asked = [(row["question"], row["setting"]) for row in rows]
     assert asked == [("token table", "default"), ("token table", "random start"), ("token table", "frozen"),
-                     ("whitening", "default"), ("whitening", "none"), ("on-policy", "default"),
-                     ("on-policy", "never its own guesses"), ("on-policy", "mostly its own")]  # fmt: skip
+                     ("embedding dropout", "default"), ("embedding dropout", "one in ten withheld"),
+                     ("decoder", "default"), ("decoder", "parallel")]  # fmt: skip
     # the default inverter is trained once for two questions, and once more for the correctors to start from
-    assert trained == ["inverter"] * 5 + ["corrector"] * 3
+    assert trained == ["inverter"] * 5 + ["corrector"] * 2
     for row in rows:
         assert 0 <= float(row["bleu"]) <= 100
         assert row["n"] == "3"
@@ -85,7 +88,7 @@ def test_a_run_fills_the_table_and_repeats_nothing(
     capsys.readouterr()
     assert recipe.main(["table", "--output", str(output)]) == 0
     told = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert {row["decision"] for row in told} == {"default", "one seed: nothing to decide", "not a setting yet"}
+    assert {row["decision"] for row in told} == {"default", "one seed: nothing to decide"}
     assert recipe.main(["list"]) == 0
     assert "token table" in capsys.readouterr().out
 
@@ -96,3 +99,36 @@ def test_decisions_compare_seed_by_seed(recipe: ModuleType) -> None:
     assert recipe.decision([1.0, -1.1, 0.9]) == "no difference seen"
     mean, low, high = recipe.interval([1.0, 2.0, 3.0])
     assert (mean, round(low, 2), round(high, 2)) == (2.0, -0.48, 4.48)
+
+
+def test_the_parallel_corrector_looks_at_no_label_and_at_every_place(recipe: ModuleType, make_tiny: Any) -> None:
+    model = make_tiny(Corrector, seed=1, aligned=True)
+    recipe.parallel(model)
+    rng = torch.Generator().manual_seed(0)
+    n, t = 2, 5
+    target, near = (torch.randn(n, model.config.dimension, generator=rng) for _ in range(2))
+    guess = torch.randint(4, 10, (n, t), generator=rng)
+    guess[:, -1] = recipe.END
+
+    def states(labels: torch.Tensor, guess: torch.Tensor = guess) -> torch.Tensor:
+        inputs, mask = model.encoder_inputs(target, guess, near)
+        return model.decoder_states(model.encode(inputs, mask), mask, labels, model.decoder_inputs(guess))
+
+    with torch.no_grad():
+        plain = states(guess)
+        assert torch.equal(plain, states(guess.roll(1, 0)))
+        other = guess.clone()
+        other[:, 3] = 11
+        moved = (states(guess, other) - plain).abs().amax((0, 2))
+    assert (moved[:2] > 0).all()  # the first places see the last, which no causal decoder would
+    ids = model.propose(target, guess, near, max_tokens=4).ids
+    assert ids.shape == (n, 1, 5)
+    assert ((ids == recipe.END).sum(2) == 1).all()
+
+
+def test_dropout_withholds_some_vectors_and_only_in_training(recipe: ModuleType, tiny_inverter: Any) -> None:
+    model = copy.deepcopy(tiny_inverter)
+    recipe.drop_embedding(model)
+    vectors = torch.randn(500, model.config.dimension)
+    assert not (model.eval().whitened(vectors) == 0).all(1).any()
+    assert 0.04 < (model.train().whitened(vectors) == 0).all(1).float().mean() < 0.2

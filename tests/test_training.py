@@ -465,6 +465,9 @@ def test_windows_are_whole_words_of_the_right_length(config: TrainConfig, embedd
     if not records:
         # Half, and a fifth of the other half, less those that meet the end of a paragraph of 20 words.
         assert 0.3 < np.mean(lengths == 8) < 0.5
+        even = Windows(replace(config, records=records, longest=0.0), embedder)
+        share = np.mean([len(row) == 8 for row in sample(even, np.random.default_rng(0), 400)])
+        assert 0.08 < share < 0.25  # a fifth, less the same
     assert not any(embedder.tokenizer.convert_ids_to_tokens(int(row[0])).startswith("##") for row in rows)
     again = sample(windows, np.random.default_rng(0), 400)
     assert all(np.array_equal(a, b) for a, b in zip(rows, again, strict=True))

@@ -27,6 +27,7 @@ _DATA: tuple[_Option, ...] = (
     ("--records", share, "share of synthetic records in each batch (default 0.15)"),
     ("--min-tokens", at_least(1), "word pieces in the shortest window (default 4)"),
     ("--max-tokens", at_least(1), "word pieces in the longest window (default 8, or the inverter's)"),
+    ("--longest", share, "share of windows drawn at the longest length; the others take any (default 0.5)"),
     ("--whiten-on", at_least(2), "windows from which the whitening is estimated (default 8192)"),
     ("--seed", int, "of the weights and the windows (default 0)"),
 )

@@ -62,8 +62,10 @@ class LocalEdits:
             at = self.corrector.to_embedder_ids(likely[row, : len(guess) + 1])
             beside = self.corrector.to_embedder_ids(near)
             found = reordered(guess, rngs[row])
+            # ``at`` has one place more, the end, where nothing stands to be replaced
             found += changed(guess, at, [[*a, *b] for a, b in zip(at, beside, strict=False)])
-            scores = self.inverter.likelihood(encoded[row : row + 1], self.inverter.to_model_ids(found))
+            labels = self.inverter.to_model_ids([guess, *found])
+            scores = self.inverter.likelihood(encoded[row : row + 1], labels[1:], labels[0])
             order = scores.argsort(descending=True, stable=True).tolist()
             out.append(list(dict.fromkeys(self.embedder.decode([found[index] for index in order]))))
         return out

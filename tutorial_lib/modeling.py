@@ -17,7 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    PretrainedConfig,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from tutorial_lib.errors import VectorError
@@ -299,14 +306,45 @@ class VectorToText(PreTrainedModel):
             encoder_attention_mask=mask,
             use_cache=False,
         ).last_hidden_state
-        return hidden * t5.config.d_model**-0.5 if t5.config.tie_word_embeddings else hidden
+        return self._scaled(hidden)
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        t5 = self.backbone.config
+        return hidden * t5.d_model**-0.5 if t5.tie_word_embeddings else hidden
+
+    def _states_beside(self, encoded: Tensor, labels: Tensor, guess: Tensor) -> Tensor:
+        """:meth:`decoder_states` of labels [m, t] for one vector, encoder states [1, s, width]; the pieces that a row
+        shares with the beginning of ``guess`` [t'] are read once for all rows."""
+        t5, (m, t) = self.backbone, labels.shape
+        guess = functional.pad(guess, (0, t), value=self.pad)[:t]
+        embed = t5.get_input_embeddings()
+        whole = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        words = embed(t5._shift_right(guess[None]))
+        first = t5.decoder(
+            inputs_embeds=words, encoder_hidden_states=encoded, past_key_values=whole, use_cache=True
+        ).last_hidden_state  # fmt: skip
+        hidden = first.expand(m, -1, -1).clone()
+        shared = (labels == guess).long().cumprod(1).sum(1)  # a state depends on the labels before its place
+        for count in shared.unique().tolist():
+            rows = (shared == count).nonzero()[:, 0]
+            words = embed(labels[rows, count : t - 1])
+            if words.shape[1]:
+                hidden[rows, count + 1 :] = t5.decoder(
+                    inputs_embeds=words,
+                    encoder_hidden_states=encoded.expand(len(rows), -1, -1),
+                    past_key_values=_beginning(whole, count + 1, len(rows)),
+                    use_cache=True,
+                ).last_hidden_state
+        return self._scaled(hidden)
 
     @torch.no_grad()
-    def likelihood(self, encoded: Tensor, labels: Tensor, frequent: int = 2048) -> Tensor:
+    def likelihood(
+        self, encoded: Tensor, labels: Tensor, guess: Tensor | None = None, frequent: int = 2048
+    ) -> Tensor:
         """Encoder states [1, s, width] and model ids of many texts [m, t] -> log p(text), float32 [m], nats.
 
         The softmax runs over the ``frequent`` commonest pieces and those of the texts: enough to rank texts, at a
-        fraction of the cost.
+        fraction of the cost. Where many begin like one text, its model ids ``guess`` [t'] halve the work again.
         """
         weight = self.backbone.lm_head.weight
         columns = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
@@ -314,7 +352,10 @@ class VectorToText(PreTrainedModel):
         columns[labels.flatten()] = True
         place = columns.cumsum(0) - 1  # [V], of a piece among the columns
         with self.autocast():
-            hidden = self.decoder_states(encoded.expand(len(labels), -1, -1), None, labels)
+            if guess is None:
+                hidden = self.decoder_states(encoded.expand(len(labels), -1, -1), None, labels)
+            else:
+                hidden = self._states_beside(encoded, labels, guess)
             logits = functional.linear(hidden, weight[columns]).float()  # [m, t, columns]
         each = logits.gather(2, place[labels][:, :, None])[:, :, 0] - logits.logsumexp(2)
         return (each * (labels != self.pad)).sum(1)
@@ -370,6 +411,18 @@ class VectorToText(PreTrainedModel):
 def _cut(aligned: Tensor, length: int) -> Tensor:
     """[n, t, width] -> [n, length, width], zeros after t."""
     return functional.pad(aligned, (0, 0, 0, length - aligned.shape[1]))
+
+
+def _beginning(cache: EncoderDecoderCache, length: int, n: int) -> EncoderDecoderCache:
+    """What a cache of one row holds of its first ``length`` places, for n rows."""
+    parts = (cache.self_attention_cache, length), (cache.cross_attention_cache, None)
+    copies = []
+    for part, end in parts:
+        copies.append(DynamicCache())
+        for index, layer in enumerate(part.layers):
+            keys, values = (states[:, :, :end].expand(n, -1, -1, -1) for states in (layer.keys, layer.values))
+            copies[-1].update(keys, values, index)
+    return EncoderDecoderCache(*copies)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

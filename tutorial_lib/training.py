@@ -47,7 +47,8 @@ class TrainConfig:
     corpus: tuple[str, ...] = ("sotu",)  # sources as in corpora.passages, drawn in equal parts
     records: float = 0.15  # share of synthetic records in each batch
     min_tokens: int = 4  # word pieces in the shortest window
-    max_tokens: int = 8  # word pieces in the longest window; half of all windows have this length
+    max_tokens: int = 8  # word pieces in the longest window
+    longest: float = 0.5  # share of windows drawn at the longest length; the others take any, all equally often
     max_minutes: float | None = None  # wall clock, over all segments; None: no limit
     max_steps: int | None = None  # optimiser steps, over all segments; None: no limit
     segment_minutes: float | None = None  # stop (resumably) after this long; None: run to the end
@@ -98,7 +99,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise TutorialError(f"{name} is {value}; it is at least {low}.")
-        for name in ("records", "warmup", "fresh", "blinded", "corrupted"):
+        for name in ("records", "longest", "warmup", "fresh", "blinded", "corrupted"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TutorialError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
         if self.min_tokens > self.max_tokens:

@@ -74,7 +74,7 @@ class Windows:
             stream = rng.integers(len(self.streams), size=wanted + 16)
             low, high = self._first[stream], self._first[stream + 1]
             begin = self._starts[low + (rng.random(len(stream)) * (high - low)).astype(np.int64)]
-            length = np.where(rng.random(len(stream)) < 0.5, longest,
+            length = np.where(rng.random(len(stream)) < self.config.longest, longest,
                               rng.integers(shortest, longest + 1, size=len(stream)))  # fmt: skip
             length = self._bound[np.minimum(begin + length, self._ends[begin])] - begin
             kept = length >= shortest
