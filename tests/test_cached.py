@@ -19,6 +19,7 @@ from tutorial_lib.corrector import Corrector
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, CorpusError, TextError, TutorialError, VectorError
 from tutorial_lib.inverter import Inverter
+from tutorial_lib.metrics import evaluate
 from tutorial_lib.training import TrainConfig, train
 
 FAKE = """
@@ -210,21 +211,13 @@ def test_an_inverter_is_trained_from_a_table_alone(tmp_path: Path, corpus: str, 
     train(config, progress=False)
     inverter = Inverter.from_pretrained(tmp_path / "inverter")
     assert (inverter.config.embedder_name, inverter.config.dimension) == ("mine", 128)
-    result = search.invert(embedder.encode(TEXTS[:2]), _Lenient(embedder), inverter, steps=0, beam_width=1)
-    assert all(1 <= count <= 6 for count in embedder.token_counts(result.texts))
-
-
-class _Lenient:
-    """The table's embedder with a vector for any guess, which the first guess alone does not need to be right."""
-
-    def __init__(self, embedder: CachedEmbedder) -> None:
-        self._embedder = embedder
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._embedder, name)
-
-    def encode(self, texts: list[str], **_: Any) -> np.ndarray:
-        return np.ones((len(texts), self.dimension), dtype=np.float32)
+    result = search.invert(embedder.encode(TEXTS[:2]), embedder, inverter, steps=0, beam_width=2)
+    assert len(result.texts) == 2 and all(count <= 6 for count in embedder.token_counts(result.texts))
+    assert np.isnan(result.cosines).all() and not result.queries.any()
+    scores = evaluate(TEXTS[:2], result.texts, embedder)
+    assert 0 <= scores.bleu.value <= 100 and np.isnan(scores.cosine.value)
+    with pytest.raises(TutorialError, match="nobody to ask for a guess's vector"):
+        search.invert(embedder.encode(TEXTS[:2]), embedder, inverter, None, steps=1)
 
 
 def test_a_table_knows_no_other_text(tmp_path: Path) -> None:
@@ -234,6 +227,12 @@ def test_a_table_knows_no_other_text(tmp_path: Path) -> None:
     config = tiny("inverter", tmp_path / "inverter", "x.py", min_tokens=40, max_tokens=50)
     with pytest.raises(CorpusError, match="no text of 40 to 50 word pieces"):
         TableWindows(config, embedder)
+
+
+def test_a_file_that_does_not_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import no_such_module_anywhere\n")
+    with pytest.raises(CheckpointError, match=r"mine\.py could not be run \(ModuleNotFoundError: .*; mend it"):
+        open_embedder(str(tmp_path / "mine.py"))
 
 
 def test_tables_that_are_none(tmp_path: Path) -> None:

@@ -465,9 +465,35 @@ def test_an_estimate_extrapolates_from_a_few_steps(
     assert told["disk_bytes"] == 1_500_000
     assert told["hours"] == pytest.approx(steps * 0.5 / 3600, abs=1e-3)
     assert told["cost"] == pytest.approx(3.6 * told["hours"])
+    assert told["texts_embedded_at_most"] == 8192 + steps * 256
+    paid = json.loads(say(*words, "--price-per-1000", "2", "--json")[1])["cost"]
+    assert paid == pytest.approx(3.6 * told["hours"] + 2 * (8.192 + steps * 0.256), rel=1e-3)
     out = say(*words)[1]
     assert "512 sequences/s" in out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reuse", [1, 4])
+def test_an_estimate_of_a_corrector_counts_the_writing_of_guesses(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reuse: int
+) -> None:
+    cycle = 16 * reuse
+
+    def train(config: Any, resume: bool = False, progress: bool = True) -> Path:
+        folder = Path(config.output)
+        assert config.max_steps > cycle  # one rewriting at least is timed
+        lines = ["step,seconds"]  # half a second a step, twelve for every rewriting, five to begin with
+        lines += [f"{n},{5 + n / 2 + 12 * (n // cycle)}" for n in range(10, config.max_steps + 1, 10)]
+        (folder / "loss.csv").write_text("\n".join(lines) + "\n")
+        for name in ("checkpoint.pt", "model.safetensors"):
+            (folder / name).write_bytes(b"0")
+        return folder
+
+    monkeypatch.setattr("tutorial_lib.training.train", train)
+    words = ("train", "corrector", "--estimate", "--output", str(tmp_path), "--max-steps", "640", "--reuse", str(reuse))
+    told = json.loads(say(*words, "--json")[1])
+    assert told["seconds_per_step"] == pytest.approx(0.5 + 12 / cycle, rel=0.01)
+    assert told["texts_embedded_at_most"] == pytest.approx(2 * 256 * (640 / reuse + 16), rel=0.01)
 
 
 # ---- how it ends ---------------------------------------------------------------------------------------

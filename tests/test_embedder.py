@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tutorial_lib.embedder import MINILM_SHA256, Embedder, canonical_name, sha256_of
+from tutorial_lib.embedder import MINILM_SHA256, Embedder, _packaged_minilm, canonical_name, sha256_of
 from tutorial_lib.errors import CheckpointError, TextError
 
 lenient = settings(
@@ -182,6 +182,33 @@ def test_unpaired_surrogates_are_refused(embedder: Any) -> None:
 def test_unknown_model() -> None:
     with pytest.raises(CheckpointError, match="No embedder named '/no/such/model' could be loaded"):
         Embedder.from_pretrained("/no/such/model")
+
+
+def test_a_table_of_word_vectors_is_refused_in_a_sentence() -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer, models
+
+    words = Tokenizer(models.WordLevel({"peace": 0, "war": 1}, unk_token="war"))
+    model = SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=4)], device="cpu")
+    with pytest.raises(CheckpointError, match=r"'words' has no transformer inside .* a Python file with embed"):
+        Embedder(model, "words")
+
+
+def test_a_folder_may_be_called_what_its_model_is() -> None:
+    folder = str(_packaged_minilm())
+    assert Embedder.from_pretrained(folder, device="cpu").name == folder.rstrip("/")
+    named = Embedder.from_pretrained(folder, device="cpu", known_as="sentence-transformers/all-MiniLM-L6-v2")
+    assert named.name == "all-MiniLM-L6-v2"
+
+
+def test_no_prompt_is_put_in_front(embedder: Any) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(_packaged_minilm()), device="cpu", prompts={"query": "query: "})
+    model.default_prompt_name = "query"
+    other = Embedder(model, "all-MiniLM-L6-v2")
+    assert np.allclose(other.encode(["peace"]), embedder.encode(["peace"]), atol=1e-6)
 
 
 def test_tampered_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -466,6 +466,31 @@ def test_no_weights_at_all(tmp_path: Path) -> None:
         load("inverter", folder)
 
 
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_damaged_index(tmp_path: Path, index: str) -> None:
+    folder = write(tmp_path / "m", tensors("inverter"), "sharded bin")
+    (folder / "pytorch_model.bin.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin\.index\.json is damaged"):
+        load("inverter", folder)
+
+
+def test_tensors_of_other_shapes(tmp_path: Path) -> None:
+    state = tensors("inverter")
+    state["embedding_transform.0.weight"] = torch.zeros(D + 1, D)  # a hidden layer wider than the vector
+    state["embedding_transform.0.bias"] = torch.zeros(D + 1)
+    with pytest.raises(CheckpointError, match="other shapes than a published inverter has"):
+        load("inverter", write(tmp_path / "m", state))
+
+
+def test_a_setting_that_is_missing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", tensors("inverter"))
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["max_seq_length"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r"lacks .*settings .*max_seq_length"):
+        load("inverter", folder)
+
+
 @pytest.mark.parametrize(
     "gone",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ def test_setup_prints_what_a_reader_compares(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     runtime = setup("gpu", seed=7)
     printed = capsys.readouterr().out
     assert (runtime.device, runtime.dtype, runtime.seed) == ("cpu", "float32", 7)
@@ -27,13 +30,26 @@ def test_setup_prints_what_a_reader_compares(
     assert "No GPU here" in printed
 
 
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_the_number_format_is_the_one_that_the_networks_use(
+    native: bool, dtype: str, monkeypatch: pytest.MonkeyPatch, tiny_inverter: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert setup("smoke").dtype == dtype
+    with tiny_inverter.autocast():
+        assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == getattr(torch, dtype)
+
+
 @pytest.mark.parametrize(("capability", "dtype"), [((8, 0), "bfloat16"), ((7, 5), "float32")])
 def test_the_number_format_follows_the_gpu(
     capability: tuple[int, int], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(torch, "manual_seed", lambda seed: None)  # would initialise the GPU that is not there
     assert setup("gpu").dtype == dtype
 

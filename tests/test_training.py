@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from tutorial_lib import training, training_data
 from tutorial_lib.corrector import Corrector
+from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, CorpusError, TutorialError
 from tutorial_lib.inverter import Inverter
 from tutorial_lib.modeling import END, PAD, UNKNOWN
@@ -526,6 +527,27 @@ def test_embedding_model_ids_is_embedding_the_text(
     _, start = special_ids(embedder)
     got = embed_model_ids(ids, tiny_inverter.vocabulary, embedder, start)
     assert np.allclose(got.numpy(), embedder.encode(test_texts), atol=1e-5)
+
+
+def test_an_embedder_whose_inputs_end_with_their_last_piece(
+    tiny_inverter: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = tiny_inverter.to_model_ids(embedder.token_ids(["peace", "the law of the land"]))
+    seen: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(type(embedder), "closes", property(lambda _: False))
+    monkeypatch.setattr(type(embedder), "encode_ids", lambda _, *given: seen.append(given) or torch.zeros(2, 384))
+    embed_model_ids(ids, tiny_inverter.vocabulary, embedder, 101)
+    ((tokens, mask),) = seen
+    assert mask.sum(1).tolist() == [2, 6]  # [CLS] and the words: no [SEP]
+    assert tokens[0, :2].tolist() == [101, *embedder.token_ids(["peace"])[0]]
+
+
+def test_training_refuses_vectors_that_no_attacker_meets(
+    config: TrainConfig, embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Embedder, "encode_ids", lambda self, ids, mask: torch.ones(len(ids), self.dimension))
+    with pytest.raises(TutorialError, match=r"another vector than the text \(cosine .*write a Python file"):
+        train(config, progress=False)
 
 
 def test_special_ids(embedder: Any) -> None:

@@ -66,7 +66,10 @@ def open_embedder(name: str, *, device: str | None = None) -> CachedEmbedder:
     if not path.is_file() or spec is None or spec.loader is None:
         raise CheckpointError(f"There is no file {name}; give a Python file that defines embed(texts).")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's own file raises
+        raise CheckpointError(f"{name} could not be run ({type(error).__name__}: {error}); mend it.") from error
     if not callable(getattr(module, "embed", None)):
         raise CheckpointError(f"{name} defines no function embed(texts) that returns an array [n, d]; add one.")
     return CachedEmbedder(

@@ -19,7 +19,7 @@ from .errors import TutorialError
 if TYPE_CHECKING:
     from .training import TrainConfig
 
-_MEASURED = 20  # steps an estimate takes; the first ten warm up, the last ten are timed
+_WARM = 10  # steps of an estimate that are not timed
 
 # option (the TrainConfig field with dashes), its type, and what it means; defaults are TrainConfig's own
 _Option = tuple[str, Callable[[str], Any], str]
@@ -84,6 +84,9 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--estimate", action="store_true", default=False, help="time a few steps and extrapolate"
     )
     parser.add_argument("--price", type=positive, default=None, help="this machine's, per hour")
+    parser.add_argument(
+        "--price-per-1000", type=positive, default=None, help="an embedding API's, per thousand texts"
+    )
     parser.add_argument("--json", action="store_true", default=False, help="the result as JSON")
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -115,7 +118,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = training_config(arguments)
     if arguments.estimate:
-        said = estimate(config, arguments.price)
+        said = estimate(config, arguments.price, arguments.price_per_1000)
         if arguments.json:
             print_json(said)
         else:
@@ -180,38 +183,57 @@ def _beside_its_inverter(given: dict[str, Any], embedder: str) -> dict[str, Any]
     return given
 
 
-def estimate(config: TrainConfig, price: float | None = None) -> dict[str, Any]:
+def estimate(config: TrainConfig, price: float | None = None, price_per_1000: float | None = None) -> dict[str, Any]:
     """Time a few steps of a run in a temporary folder and extrapolate; nothing of the run itself is touched.
 
-    ``config`` has an end (:meth:`TrainConfig.check`); ``price`` is per hour of this machine, in any currency.
+    ``config`` has an end (:meth:`TrainConfig.check`); ``price`` is per hour of this machine, ``price_per_1000`` per
+    thousand texts that an API embeds, both in any currency. What the timed steps ask of an API is kept and not asked
+    again by the run.
     """
-    from .training import train
+    import numpy as np
 
+    from .training import _ROW, train
+
+    # A corrector's guesses are written all at once, every so many steps: time one such step with the plain ones.
+    cycle = config.pool * config.reuse if config.kind == "corrector" else 0
+    measured = _ROW * -(-(cycle + 1) // _ROW)
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        short = replace(config, output=folder, max_steps=_MEASURED, max_minutes=None, segment_minutes=None)
+        short = replace(config, output=folder, max_steps=_WARM + measured, max_minutes=None, segment_minutes=None)
         train(short, progress=False)
         total = time.monotonic() - began
         with (Path(folder) / "loss.csv").open(encoding="utf-8") as file:
-            first, last = (float(row["seconds"]) for row in csv.DictReader(file))
+            rows = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(file)]
         disk = 2 * (Path(folder) / "checkpoint.pt").stat().st_size  # old and new side by side
         weights = (Path(folder) / "model.safetensors").stat().st_size
+    marks = np.array([row for row in rows if row[0] >= _WARM], dtype=float)
     # loss.csv keeps tenths of a second: on a very fast machine that is all that can be told apart
-    step = max(last - first, 0.1) / (_MEASURED - _MEASURED // 2)
+    spent = np.maximum(np.diff(marks[:, 1]), 0.1)
+    rewrites = np.diff(marks[:, 0] // cycle) if cycle else np.zeros(len(spent))
+    plain, rewrite = np.linalg.lstsq(np.stack([np.diff(marks[:, 0]), rewrites], 1), spent, rcond=None)[0]
+    step = float(plain + max(0.0, rewrite) / max(cycle, 1))
     limits = [60 * config.max_minutes] if config.max_minutes is not None else []
     limits += [step * config.max_steps] if config.max_steps is not None else []
     seconds = min(limits)
-    hours = (seconds + max(0.0, total - last)) / 3600
+    hours = (seconds + max(0.0, total - marks[-1, 1])) / 3600
+    sequences = int(seconds / step) * config.batch_size
+    texts = config.whiten_on + sequences
+    if cycle:  # a new guess is embedded with its text, a rewritten one alone
+        texts = 2 * (sequences // config.reuse + config.pool * config.batch_size)
+    prices = [price * hours] if price is not None else []
+    prices += [price_per_1000 * texts / 1000] if price_per_1000 is not None else []
     return {
         "kind": config.kind,
         "seconds_per_step": step,
         "sequences_per_second": config.batch_size / step,
-        "setup_seconds": max(0.0, total - last),
+        "setup_seconds": max(0.0, total - marks[-1, 1]),
         "hours": hours,
         "steps": int(seconds / step),
-        "sequences": int(seconds / step) * config.batch_size,
+        "sequences": sequences,
+        "texts_embedded_at_most": texts,
         "disk_bytes": disk + weights,
-        "cost": None if price is None else price * hours,
+        "cost": sum(prices) if prices else None,
+        "measured_steps": measured,
     }
 
 
@@ -220,9 +242,10 @@ def _readable(said: dict[str, Any], config: TrainConfig) -> dict[str, str]:
         "speed": f"{said['sequences_per_second']:.0f} sequences/s, {said['seconds_per_step']:.2f} s per step",
         "before the first step": f"{said['setup_seconds']:.0f} s",
         "the whole run": f"{said['hours']:.2f} hours, {said['steps']} steps, {said['sequences']} sequences",
+        "texts to embed": f"at most {said['texts_embedded_at_most']}",
         "disk": f"{said['disk_bytes'] / 1e6:.0f} MB in {config.output}",
     }
     if said["cost"] is not None:
-        lines["cost"] = f"{said['cost']:.2f}, in the currency of --price"
-    print(f"measured over {_MEASURED // 2} steps on this machine", file=sys.stderr)
+        lines["cost"] = f"{said['cost']:.2f}, in the currency of the prices given"
+    print(f"measured over {said['measured_steps']} steps on this machine", file=sys.stderr)
     return lines

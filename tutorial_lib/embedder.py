@@ -87,6 +87,17 @@ class Embedder:
         if dimension is None:
             raise CheckpointError(f"The model {name!r} does not say the dimension of its vectors.")
         self.dimension = int(dimension)
+        if not hasattr(model[0], "auto_model") or not hasattr(self.tokenizer, "num_special_tokens_to_add"):
+            raise CheckpointError(
+                f"{name!r} has no transformer inside (a table of word vectors, perhaps), which this class needs; write "
+                "a Python file with embed(texts) around it and give its name instead (Train your own shows one)."
+            )
+        if self.tokenizer.pad_token_id is None:
+            raise CheckpointError(
+                f"The tokenizer of {name!r} has no padding token; write a Python file with embed(texts) around the "
+                "model and give its name instead (Train your own shows one)."
+            )
+        model.default_prompt_name = None  # texts are embedded as they are, here as in training
         self._special_tokens = self.tokenizer.num_special_tokens_to_add()
         limit = model.max_seq_length or self.tokenizer.model_max_length
         self.max_tokens = int(limit) - self._special_tokens
@@ -94,9 +105,16 @@ class Embedder:
 
     @classmethod
     def from_pretrained(
-        cls, name: str = DEFAULT_EMBEDDER, *, device: str | None = None, revision: str | None = None
+        cls,
+        name: str = DEFAULT_EMBEDDER,
+        *,
+        device: str | None = None,
+        revision: str | None = None,
+        known_as: str | None = None,
     ) -> Embedder:
         """Load a sentence-transformers model by name, Hub name or folder.
+
+        Weights are made for an embedder by its name: ``known_as`` gives a folder's model the name it has on the Hub.
 
         ``gtr-base-mean`` is the embedder of the paper's checkpoints: the mean over GTR's encoder states,
         without the projection and the normalisation that ``gtr-t5-base``, the published model, ends with.
@@ -123,7 +141,7 @@ class Embedder:
                 f"No embedder named {name!r} could be loaded ({type(error).__name__}); give the name of a "
                 "sentence-transformers model, a folder that holds one, or check the network."
             ) from error
-        return cls(_mean_pooled(model, name) if name in _MEAN_POOLED else model, name)
+        return cls(_mean_pooled(model, name) if name in _MEAN_POOLED else model, known_as or name)
 
     def __repr__(self) -> str:
         return f"Embedder({self.name!r}, dimension={self.dimension}, max_tokens={self.max_tokens})"
@@ -201,6 +219,11 @@ class Embedder:
         self.queries += len(ids)
         with torch.no_grad():
             return self._model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
+
+    @property
+    def closes(self) -> bool:
+        """Do the network's inputs end with a special token?"""
+        return bool(self._frame[1])
 
     @property
     def _frame(self) -> tuple[list[int], list[int]]:

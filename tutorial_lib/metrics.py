@@ -213,7 +213,8 @@ def evaluate(references: Sequence[str], guesses: Sequence[str], embedder: Embedd
     Both sides are first normalised by the embedder's tokenizer: what it throws away before the network
     sees it (case, for an uncased model) no inverter can return. An empty guess scores 0 on everything,
     cosine included, since it has no embedding. Intervals are 95 %: bootstrap over texts, and Wilson for
-    exact match. Embeds 2n texts, which the embedder's query counter counts: reset it before an attack,
+    exact match. A table for an embedder cannot be asked for a guess's vector: cosines are NaN then.
+    Embeds 2n texts, which the embedder's query counter counts: reset it before an attack,
     not before scoring one. Raises TutorialError for no texts, lists of different lengths, or an empty
     reference.
     """
@@ -233,7 +234,10 @@ def evaluate(references: Sequence[str], guesses: Sequence[str], embedder: Embedd
     target_ids, guess_ids = embedder.token_ids(list(references)), embedder.token_ids(list(guesses))
     some = [i for i, ids in enumerate(guess_ids) if ids]  # guesses that hold at least one token
     cosines = np.zeros(len(targets), dtype=np.float32)
-    if some:
+    closed = getattr(embedder, "closed", False)
+    if closed:
+        cosines[:] = np.nan
+    elif some:
         pairs = [[references[i] for i in some], [guesses[i] for i in some]]
         cosines[some] = cosine(*(embedder.encode(texts, truncate=True) for texts in pairs))
     per_text = {
@@ -247,7 +251,7 @@ def evaluate(references: Sequence[str], guesses: Sequence[str], embedder: Embedd
         bleu=bootstrap(per_text["bleu"]),
         token_f1=bootstrap(per_text["token_f1"]),
         exact=proportion(per_text["exact"] / 100),
-        cosine=bootstrap(per_text["cosine"]),
+        cosine=Estimate(math.nan, math.nan, math.nan, len(targets)) if closed else bootstrap(per_text["cosine"]),
         per_text=per_text,
         references=tuple(targets),
     )

@@ -30,8 +30,12 @@ from .prose import fill
 
 _COLAB_CELL = """import sys
 
-if "google.colab" in sys.modules:  # Colab brings torch and numpy: pip adds only what is missing
-    %pip install --quiet "tutorial-lib[chapters] @ git+{url}\""""
+if "google.colab" in sys.modules:  # Colab brings torch and numpy, which stay as they are: pip adds what is missing
+    from importlib.metadata import version
+    from pathlib import Path
+
+    Path("constraints.txt").write_text("".join(f"{{name}}=={{version(name)}}\\n" for name in ("torch", "numpy")))
+    %pip install --quiet --constraint constraints.txt "tutorial-lib[chapters] @ git+{url}\""""
 
 # Settings of the kernel that make two runs on one machine give the same bytes.
 _KERNEL = {

@@ -96,22 +96,28 @@ def load(cls: type[Model], folder: Path, name: str = "", embedder_name: str | No
         backbone = t5_fields(tensors)
         name_of = "embedding_transform" if cls.kind == "inverter" else "embedding_transform_1"
         first, last = tensors[f"{name_of}.0.weight"], tensors[f"{name_of}.3.weight"]
-    except KeyError as error:
+        length = int(settings["max_seq_length"]) - 1  # the published limit counts T5's closing </s>
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{name or folder} lacks tensors of a published {cls.kind}; fetch it again."
+            f"{name or folder} lacks tensors or settings of a published {cls.kind} ({error}); fetch it again."
         ) from error
     config = cls.config_class(
         dimension=first.shape[1],
         num_pseudo_tokens=last.shape[0] // backbone["d_model"],
         embedder_name=embedder_name or _MADE_FOR.get(name) or EMBEDDERS.get(said) or canonical_name(said),
-        max_tokens=int(settings["max_seq_length"]) - 1,  # the published limit counts T5's closing </s>
+        max_tokens=length,
         backbone=backbone,
         whiten=False,
         own_vocabulary=False,
     )
     with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the files
         model = cls(config)
-    problems = model.load_state_dict(tensors, strict=False, assign=True)
+    try:
+        problems = model.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{name or folder} holds tensors of other shapes than a published {cls.kind} has; give another folder."
+        ) from error
     _tie(model)
     missing = [key for key in problems.missing_keys if key.removeprefix("backbone.") not in _TABLES]
     if missing or problems.unexpected_keys:
@@ -203,9 +209,11 @@ def _files(folder: Path) -> list[Path]:
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
         if index.is_file():
-            return [
-                folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            ]
+            try:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+                raise CheckpointError(f"{index} is damaged; fetch the weights again.") from error
+            return [folder / name for name in names]
         if (folder / f"{stem}.{suffix}").is_file():
             return [folder / f"{stem}.{suffix}"]
     raise CheckpointError(

@@ -35,7 +35,8 @@ NATURAL_QUESTIONS = "hub:jxm/nq_corpus_dpr"
 _HELD_OUT = ("dev", "validation", "test")  # names of held-out splits, in the order they are looked for
 _POOL = 20_000  # held-out passages among which texts are drawn
 _BEGINNING = 60  # letters and digits; two passages that agree in so many are taken to be one
-_ROWS = 256  # guesses corrected at once, so groups of 256 texts greedily, of 32 with a beam of 8
+_ROWS = 256  # guesses corrected at once ...
+_TEXTS = 64  # ... of so many texts at most: what a disconnect can lose
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _groups(
     echo: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
     """What each group of texts gave: guesses and queries by rounds, out of the journal or computed now."""
-    size = max(1, _ROWS // width)
+    size = max(1, min(_TEXTS, _ROWS // width))
     groups = [texts[start : start + size] for start in range(0, len(texts), size)]
     began, computed = time.monotonic(), 0
     for number, group in enumerate(groups):

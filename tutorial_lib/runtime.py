@@ -22,7 +22,7 @@ class Runtime:
 
     device: str  # "cpu", "cuda" or "mps"
     device_name: str  # what the machine calls it
-    dtype: str  # "float32" or "bfloat16": the number format of the networks
+    dtype: str  # "float32" or "bfloat16": the number format of the inverter and the corrector; vectors are float32
     why: str  # the reason for that format, one phrase
     profile: str  # which column of book/profiles.yml
     seed: int
@@ -64,14 +64,18 @@ def setup(profile: str = "cpu", seed: int = 0) -> Runtime:
 def _device() -> tuple[str, str, str, str]:
     import torch
 
+    from .modeling import fast_dtype
+
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        if torch.cuda.get_device_capability() >= (8, 0):
+        if fast_dtype(torch.device("cuda")) == torch.bfloat16:
             return "cuda", name, "bfloat16", "this GPU computes it natively"
         return "cuda", name, "float32", "this GPU has no bfloat16, and float16 overflows in T5"
     if torch.backends.mps.is_available():
         return "mps", platform.machine(), "float32", "the exact choice on Apple's GPUs"
-    return "cpu", platform.machine(), "float32", "exact, and fast enough here"
+    if fast_dtype(torch.device("cpu")) == torch.bfloat16:
+        return "cpu", platform.machine(), "bfloat16", "this processor multiplies it natively"
+    return "cpu", platform.machine(), "float32", "this processor has no bfloat16 units"
 
 
 def _version(name: str) -> str:

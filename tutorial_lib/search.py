@@ -129,6 +129,8 @@ def invert(
     its cosine is about 1, when it has no guess left to expand, or when its next round could exceed ``max_queries``.
     ``on_step(step, rows)`` is called after every round with the best guess of each text. Deterministic.
 
+    With a table for an embedder (``parquet:FILE``) nobody can be asked: ``steps`` is 0, and cosines are NaN.
+
     Raises :class:`VectorError` for wrong shapes, NaN, infinity and zero vectors, :class:`CheckpointError` when
     the models were made for another embedder, and :class:`TutorialError` for parameters out of range.
     """
@@ -144,6 +146,12 @@ def invert(
             f"steps={steps}, beam_width={beam_width}, branch={branch}, edits={edits}, max_queries={max_queries}: "
             "steps and edits cannot be negative, widths are at least 1, and max_queries at least the beam width."
         )
+    closed = getattr(embedder, "closed", False)
+    if closed and steps:
+        raise TutorialError(
+            f"{embedder.name} is a table with nobody to ask for a guess's vector, so only first guesses can be had; "
+            "pass steps=0, or an embedder that answers."
+        )
     if steps and corrector is None:
         raise TutorialError(
             f"{steps} correction steps were asked for without a corrector; pass one, or steps=0."
@@ -155,6 +163,8 @@ def invert(
                 "load the pair that belongs together."
             )
     target = inverter.check_vectors(embeddings)
+    if closed:
+        return _unasked(target, embedder, inverter, beam_width)
     # Seeded by its own vector, a text's search does not depend on the texts beside it.
     searches = [_Search(rng=np.random.default_rng(zlib.crc32(row.tobytes()))) for row in target.cpu().numpy()]
     if not searches:
@@ -196,6 +206,15 @@ def invert(
         bar.set_postfix(open=len(active))
     bar.close()
     return _result(searches)
+
+
+def _unasked(target: torch.Tensor, embedder: Embedder, inverter: Inverter, beam_width: int) -> Inversion:
+    """First guesses without an embedder to ask: the likeliest of each beam, for no query, at an unknown cosine."""
+    guesses: list[str] = []
+    for chunk in target.split(max(1, _ROWS // beam_width)):
+        ids = inverter.propose(chunk, candidates=1, beams=beam_width).ids
+        guesses += (row[0] for row in _texts(inverter, ids, embedder))
+    return _result([_Search(trace=[Step(0, guess, float("nan"), 0)]) for guess in guesses])
 
 
 def _expand(

@@ -30,7 +30,7 @@ from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, TutorialError
 from tutorial_lib.inverter import Inverter
 from tutorial_lib.modeling import VectorToText, fast_dtype
-from tutorial_lib.training_data import Guesses, Windows, embed_model_ids, special_ids
+from tutorial_lib.training_data import Guesses, Windows, check_training_vectors, embed_model_ids, special_ids
 from tutorial_lib.training_models import build_model, optimizers
 
 CSV_FIELDS = ("step", "seconds", "sequences", "loss", "learning_rate")
@@ -136,6 +136,7 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     table = isinstance(embedder, CachedEmbedder) and embedder.closed
     windows = TableWindows(config, cast(CachedEmbedder, embedder)) if table else Windows(config, embedder)
     model = build_model(config, embedder, windows)
+    check_training_vectors(windows, embedder, model, special_ids(embedder)[1])
     run = _Run(config, accelerator, embedder, windows, model)
     if resume and checkpoint.exists():
         run.load(checkpoint)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tutorial_lib.corpora import TokenStream, token_stream
 from tutorial_lib.embedder import Embedder
-from tutorial_lib.errors import CorpusError
+from tutorial_lib.errors import CorpusError, TutorialError
 from tutorial_lib.modeling import END, PAD, UNKNOWN, fast_dtype
 from tutorial_lib.records import synthetic_records
 
@@ -105,7 +105,7 @@ class Windows:
 
 def embed_model_ids(ids: Tensor, vocabulary: Tensor, embedder: Embedder, start: int | None) -> Tensor:
     """Model ids [n, t] closed by ``END`` -> embeddings [n, d], as if it had read the text."""
-    tokens, mask = _embedder_input(ids, vocabulary, start)
+    tokens, mask = _embedder_input(ids, vocabulary, start, embedder.closes)
     dtype = fast_dtype(tokens.device)
     with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
         return embedder.encode_ids(tokens, mask).float()
@@ -115,7 +115,7 @@ def embed_with_slopes(
     ids: Tensor, target: Tensor, vocabulary: Tensor, embedder: Embedder, start: int | None
 ) -> tuple[Tensor, Tensor]:
     """:func:`embed_model_ids`, and the slope of the cosine with ``target`` at each token: [n, d], [n, t, width]."""
-    tokens, mask = _embedder_input(ids, vocabulary, start)
+    tokens, mask = _embedder_input(ids, vocabulary, start, embedder.closes)
     dtype = fast_dtype(tokens.device)
     with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
         embeddings, slopes = embedder.gradients_of_ids(tokens, mask, target)
@@ -124,13 +124,40 @@ def embed_with_slopes(
     return embeddings.float(), slopes.float() * words[:, :, None]
 
 
-def _embedder_input(ids: Tensor, vocabulary: Tensor, start: int | None) -> tuple[Tensor, Tensor]:
+def _embedder_input(ids: Tensor, vocabulary: Tensor, start: int | None, closes: bool) -> tuple[Tensor, Tensor]:
     tokens = vocabulary.long()[ids]
     mask = (ids != PAD).long()
+    if not closes:  # our end mark closes every text, this embedder's inputs end with their last piece
+        mask[ids == END] = 0
     if start is not None:
         tokens = torch.cat([torch.full_like(tokens[:, :1], start), tokens], dim=1)
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
     return tokens, mask
+
+
+def check_training_vectors(windows: Windows, embedder: Embedder, model: VectorToText, start: int | None) -> None:
+    """Raises :class:`TutorialError` if training would see other vectors than an attacker of this embedder meets.
+
+    Training embeds token ids and the search texts. Eight windows that read the same both ways are embedded in both.
+    """
+    if getattr(embedder, "closed", False):
+        return  # a table is asked for its own texts only
+    ids = windows.model_ids(np.random.default_rng(0), 64, model)
+    rows = model.to_embedder_ids(ids)
+    texts = embedder.decode(rows)
+    same = [i for i, (row, back) in enumerate(zip(rows, embedder.token_ids(texts), strict=True)) if row == back][:8]
+    if not same:
+        return
+    device = embedder.device
+    ours = embed_model_ids(ids[same].to(device), model.vocabulary.to(device), embedder, start)
+    theirs = torch.from_numpy(embedder.encode([texts[i] for i in same], progress=False)).to(device)
+    cosine = float(torch.nn.functional.cosine_similarity(ours, theirs).min())
+    if not cosine > 0.999:
+        raise TutorialError(
+            f"{embedder.name} gives a text's word pieces another vector than the text (cosine {cosine:.3f}), so that "
+            "weights trained on them would fail; write a Python file with embed(texts) around the model and give its "
+            "name instead (Train your own shows one)."
+        )
 
 
 def special_ids(embedder: Embedder) -> tuple[list[int], int | None]:
