@@ -20,6 +20,7 @@ from tutorial_lib.modeling import (
     T5_UNKNOWN,
     UNKNOWN,
     InversionConfig,
+    _Draw,
     build_vocabulary,
     fast_dtype,
     small_backbone,
@@ -275,6 +276,19 @@ def test_sampling_is_various_and_repeatable(tiny_inverter: Any) -> None:
     torch.manual_seed(5)
     assert torch.equal(tiny_inverter.propose(x, candidates=8, temperature=1.0, max_tokens=5).ids, first)
     assert len({tuple(row) for row in first[0].tolist()}) > 2
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_draws_follow_the_softmax_of_the_likeliest(temperature: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    logits = torch.cat([logits, torch.full((60,), -3.0)])  # sixty at a twentieth each: not all of them are drawn from
+    kept = _Draw(temperature)(torch.zeros(20_000, 1), logits.repeat(20_000, 1))
+    assert (kept == 0).sum(1).eq(1).all() and torch.isinf(kept).sum(1).eq(63).all()
+    shares = torch.bincount(kept.argmax(1), minlength=64) / 20_000
+    expected = (logits.topk(50).values / temperature).softmax(0)
+    assert torch.allclose(shares[:4], expected[:4], atol=0.015)
+    assert int((shares > 0).sum()) <= 50
 
 
 def test_one_row_decodes_as_in_a_batch(tiny_inverter: Any) -> None:

@@ -20,6 +20,8 @@ from torch.nn import functional
 from transformers import (
     DynamicCache,
     EncoderDecoderCache,
+    LogitsProcessor,
+    LogitsProcessorList,
     PretrainedConfig,
     PreTrainedModel,
     T5Config,
@@ -385,17 +387,21 @@ class VectorToText(PreTrainedModel):
             "max_new_tokens": length + 1, "num_return_sequences": candidates, "forced_eos_token_id": self.end,
         }  # fmt: skip
         if temperature > 0:
-            options |= {"do_sample": True, "temperature": temperature, "top_k": 50, "num_beams": 1}
+            drawing = LogitsProcessorList([_Draw(temperature)])
+            options |= {"num_beams": 1, "num_return_sequences": 1, "logits_processor": drawing}
         else:
-            options |= {"do_sample": False, "num_beams": max(beams, candidates), "length_penalty": 1.0}
+            options |= {"num_beams": max(beams, candidates), "length_penalty": 1.0}
+        copies = candidates if temperature > 0 else 1  # of each row; beams are copied by generate
         if aligned is not None:
-            options["aligned"] = _cut(aligned, length + 1)
+            options["aligned"] = _cut(aligned, length + 1).repeat_interleave(copies, 0)
         # Autocast casts a weight once inside this block; the encoder runs once however many candidates.
         with self.autocast():
             encoded = self.encode(inputs, mask)
+            mask = mask if mask is not None else torch.ones(inputs.shape[:2], device=self.device)
             out = self.backbone.generate(
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-                attention_mask=mask if mask is not None else torch.ones(inputs.shape[:2], device=self.device),
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded.repeat_interleave(copies, 0)),
+                attention_mask=mask.repeat_interleave(copies, 0),
+                do_sample=False,
                 return_dict_in_generate=True,
                 output_scores=options["num_beams"] > 1,  # without it the beams' own scores are dropped too
                 **options,
@@ -406,6 +412,23 @@ class VectorToText(PreTrainedModel):
         scores = getattr(out, "sequences_scores", None)
         scores = torch.zeros(n, candidates) if scores is None else scores.reshape(n, candidates).float()
         return Candidates(ids, scores)
+
+
+class _Draw(LogitsProcessor):
+    """Draws among the 50 likeliest pieces and leaves only the one drawn.
+
+    ``generate`` has sampling of its own, which draws random numbers for the whole vocabulary: two thirds of the time.
+    Adding Gumbel noise and taking the largest is a draw from the same distribution.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        top = scores.topk(min(50, scores.shape[1]), dim=1)
+        noise = -torch.empty_like(top.values).exponential_().log()
+        drawn = (top.values / self.temperature + noise).argmax(1, keepdim=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, top.indices.gather(1, drawn), 0.0)
 
 
 def _cut(aligned: Tensor, length: int) -> Tensor:

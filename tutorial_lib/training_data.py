@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tutorial_lib.training import TrainConfig
 
 RECORDS = 20_000  # synthetic records to draw from
+_ROWS_ON_CPU = 256  # guesses written at once
 
 
 class Windows:
@@ -218,10 +219,7 @@ class Guesses:
 
     def advance(self, rng: np.random.Generator) -> None:
         """Once the pool was used ``config.reuse`` times, replace every guess: by the corrector's rewriting,
-        or a new window's.
-
-        The whole pool at once, since decoding a thousand rows costs little more than decoding a hundred.
-        """
+        or a new window's."""
         if self.cursor < self.config.reuse * len(self.state["labels"]):
             return
         self.cursor = 0
@@ -238,8 +236,7 @@ class Guesses:
             if len(rows):
                 inputs = [pool[key][rows] for key in ("target", "guess", "guess_embedding")]
                 inputs += [pool["slope"][rows]] if "slope" in pool else []
-                proposed = self.corrector.propose(*inputs, temperature=temperature)
-                pool["guess"][rows] = self._pad(proposed.ids[:, 0])
+                pool["guess"][rows] = self._written(self.corrector, inputs, temperature)
                 pool["age"][rows] += 1
                 for key, value in self._feedback(pool["guess"][rows], pool["target"][rows]).items():
                     pool[key][rows] = value
@@ -251,7 +248,7 @@ class Guesses:
     def _new(self, rng: np.random.Generator, n: int) -> dict[str, Tensor]:
         labels = self._pad(self.windows.model_ids(rng, n, self.corrector))
         target = embed_model_ids(labels, self.corrector.vocabulary, self.embedder, self.start)
-        guess = self._pad(self.inverter.propose(target, temperature=float(rng.random() < 0.5)).ids[:, 0])
+        guess = self._written(self.inverter, [target], float(rng.random() < 0.5))
         vocabulary = len(self.corrector.vocabulary)
         chosen = np.flatnonzero(rng.random(n) < self.config.corrupted)
         texts = labels.cpu().numpy()[chosen]  # one copy from the device and one back, not one a row
@@ -264,6 +261,13 @@ class Guesses:
         age = torch.zeros(n, dtype=torch.long, device=labels.device)
         new = {"labels": labels, "target": target, "guess": guess, "age": age}
         return new | self._feedback(guess, target)
+
+    def _written(self, model: Inverter | Corrector, inputs: list[Tensor], temperature: float) -> Tensor:
+        """One text for each row of ``inputs``, as model ids [n, max_tokens + 1]."""
+        # A processor's caches hold the logits of a few hundred rows, a GPU wants as many rows as there are.
+        size = _ROWS_ON_CPU if inputs[0].device.type == "cpu" else len(inputs[0])
+        parts = zip(*(rows.split(size) for rows in inputs), strict=True)
+        return torch.cat([self._pad(model.propose(*part, temperature=temperature).ids[:, 0]) for part in parts])
 
     def _feedback(self, guess: Tensor, target: Tensor) -> dict[str, Tensor]:
         vocabulary = self.corrector.vocabulary
