@@ -82,6 +82,20 @@ def test_what_texts_share_with_a_guess_is_read_once_and_changes_nothing(
     for like in (labels[0], labels[0, :5], labels[6, :1], labels[5]):
         assert torch.allclose(tiny_inverter.likelihood(encoded, labels, like), expected, atol=1e-4)
     assert len(set(expected.tolist())) == len(rows)
+    some = tiny_inverter.likelihood(encoded, labels[1:], labels[0], keep=3)
+    kept = torch.isfinite(some)
+    assert kept.sum() == 3 and torch.allclose(some[kept], expected[1:][kept], atol=1e-4)
+    # those kept are those whose first other piece is likeliest beside the guess's own
+    ends = [3, 1, 2, 0, 4, 0]  # where rows 1.. leave the guess
+    first = labels[0].repeat(len(ends), 1)
+    gains = []
+    for row, end in enumerate(ends):
+        ids = first[row, : end + 1].clone()
+        pair = torch.stack([ids, ids])
+        pair[1, end] = labels[row + 1, end]
+        own, other = tiny_inverter.likelihood(encoded, pair).tolist()
+        gains.append(other - own)
+    assert set(torch.tensor(gains).topk(3).indices.tolist()) == set(kept.nonzero()[:, 0].tolist())
 
 
 @pytest.mark.parametrize("dimension", [128, 768, 4096])

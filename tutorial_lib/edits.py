@@ -22,7 +22,8 @@ from tutorial_lib.inverter import Inverter
 
 LIKELY = 24  # pieces tried at each place: the corrector's likeliest ...
 NEAR = 8  # ... and the nearest to the one that stands there, its inflections and synonyms
-_ORDERS = 500  # new orders of one guess; up to 14 pieces, that is all of them
+_ORDERS = 1000  # new orders of one guess; up to 17 pieces, that is all of them
+READ = 500  # edits that are read to the end: those whose first changed piece is likeliest at its place
 
 
 class LocalEdits:
@@ -65,8 +66,8 @@ class LocalEdits:
             # ``at`` has one place more, the end, where nothing stands to be replaced
             found += changed(guess, at, [[*a, *b] for a, b in zip(at, beside, strict=False)])
             labels = self.inverter.to_model_ids([guess, *found])
-            scores = self.inverter.likelihood(encoded[row : row + 1], labels[1:], labels[0])
-            order = scores.argsort(descending=True, stable=True).tolist()
+            scores = self.inverter.likelihood(encoded[row : row + 1], labels[1:], labels[0], keep=READ)
+            order = scores.argsort(descending=True, stable=True)[:READ].tolist()
             out.append(list(dict.fromkeys(self.embedder.decode([found[index] for index in order]))))
         return out
 

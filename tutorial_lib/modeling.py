@@ -9,7 +9,7 @@ of it that training text used), so "exact match" compares like with like. Chapte
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -314,53 +314,83 @@ class VectorToText(PreTrainedModel):
         t5 = self.backbone.config
         return hidden * t5.d_model**-0.5 if t5.tie_word_embeddings else hidden
 
-    def _states_beside(self, encoded: Tensor, labels: Tensor, guess: Tensor) -> Tensor:
-        """:meth:`decoder_states` of labels [m, t] for one vector, encoder states [1, s, width]; the pieces that a row
-        shares with the beginning of ``guess`` [t'] are read once for all rows."""
-        t5, (m, t) = self.backbone, labels.shape
-        guess = functional.pad(guess, (0, t), value=self.pad)[:t]
-        embed = t5.get_input_embeddings()
-        whole = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        words = embed(t5._shift_right(guess[None]))
-        first = t5.decoder(
-            inputs_embeds=words, encoder_hidden_states=encoded, past_key_values=whole, use_cache=True
-        ).last_hidden_state  # fmt: skip
-        hidden = first.expand(m, -1, -1).clone()
-        shared = (labels == guess).long().cumprod(1).sum(1)  # a state depends on the labels before its place
-        for count in shared.unique().tolist():
-            rows = (shared == count).nonzero()[:, 0]
-            words = embed(labels[rows, count : t - 1])
-            if words.shape[1]:
-                hidden[rows, count + 1 :] = t5.decoder(
-                    inputs_embeds=words,
-                    encoder_hidden_states=encoded.expand(len(rows), -1, -1),
-                    past_key_values=_beginning(whole, count + 1, len(rows)),
-                    use_cache=True,
-                ).last_hidden_state
-        return self._scaled(hidden)
-
     @torch.no_grad()
     def likelihood(
-        self, encoded: Tensor, labels: Tensor, guess: Tensor | None = None, frequent: int = 2048
+        self,
+        encoded: Tensor,
+        labels: Tensor,
+        guess: Tensor | None = None,
+        keep: int | None = None,
+        frequent: int = 2048,
     ) -> Tensor:
         """Encoder states [1, s, width] and model ids of many texts [m, t] -> log p(text), float32 [m], nats.
 
         The softmax runs over the ``frequent`` commonest pieces and those of the texts: enough to rank texts, at a
-        fraction of the cost. Where many begin like one text, its model ids ``guess`` [t'] halve the work again.
+        fraction of the cost. Where many begin like one text, of model ids ``guess`` [t'], what they share with it is
+        read once; then ``keep`` of them may be read to the end, those whose first other piece is likeliest beside the
+        guess's own at that place, and the rest get minus infinity.
         """
-        weight = self.backbone.lm_head.weight
+        weight, t5 = self.backbone.lm_head.weight, self.backbone
         columns = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
         columns[:frequent] = True
         columns[labels.flatten()] = True
-        place = columns.cumsum(0) - 1  # [V], of a piece among the columns
+        if guess is not None:
+            columns[guess] = True
+        place, weight = columns.cumsum(0) - 1, weight[columns]  # [V], of a piece among the columns
+
+        def each(hidden: Tensor, of: Tensor) -> Tensor:
+            """Decoder states [n, t, width] -> log-probabilities of the pieces ``of`` [n, t], zero where padded."""
+            logits = functional.linear(self._scaled(hidden), weight).float()  # [n, t, columns]
+            return (logits.gather(2, place[of][:, :, None])[:, :, 0] - logits.logsumexp(2)) * (of != self.pad)
+
         with self.autocast():
             if guess is None:
-                hidden = self.decoder_states(encoded.expand(len(labels), -1, -1), None, labels)
-            else:
-                hidden = self._states_beside(encoded, labels, guess)
-            logits = functional.linear(hidden, weight[columns]).float()  # [m, t, columns]
-        each = logits.gather(2, place[labels][:, :, None])[:, :, 0] - logits.logsumexp(2)
-        return (each * (labels != self.pad)).sum(1)
+                states = t5.decoder(
+                    inputs_embeds=t5.get_input_embeddings()(t5._shift_right(labels)),
+                    encoder_hidden_states=encoded.expand(len(labels), -1, -1), use_cache=False,
+                ).last_hidden_state  # fmt: skip
+                return each(states, labels).sum(1)
+            return self._beside(encoded, labels, guess, keep, each)
+
+    def _beside(
+        self,
+        encoded: Tensor,
+        labels: Tensor,
+        guess: Tensor,
+        keep: int | None,
+        each: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """:meth:`likelihood` of texts that begin like ``guess``: from the place on where they leave it."""
+        t5, (m, t) = self.backbone, labels.shape
+        guess = functional.pad(guess, (0, t), value=self.pad)[:t]
+        embed = t5.get_input_embeddings()
+        whole = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        states = t5.decoder(
+            inputs_embeds=embed(t5._shift_right(guess[None])), encoder_hidden_states=encoded,
+            past_key_values=whole, use_cache=True,
+        ).last_hidden_state  # fmt: skip
+        own = each(states, guess[None])[0]  # [t]
+        before = functional.pad(own.cumsum(0), (1, 0))  # [t + 1], of the first pieces
+        shared = (labels == guess).long().cumprod(1).sum(1)  # [m], pieces in common
+        leaves = shared.clamp(max=t - 1)  # the place at which a text leaves the guess; the last for the guess itself
+        other = labels.gather(1, leaves[:, None])  # [m, 1], the piece it has there
+        new = each(states[0, leaves][:, None], other)[:, 0] * (shared < t)
+        total = before[shared] + new
+        left = torch.arange(m, device=labels.device)
+        if keep is not None and keep < m:
+            left = (new - own[leaves]).topk(keep).indices
+            total = torch.full_like(total, -torch.inf).index_copy(0, left, total[left])
+        for count in shared[left].unique().tolist():
+            rows = left[shared[left] == count]
+            if count + 1 >= t:
+                continue
+            states = t5.decoder(
+                inputs_embeds=embed(labels[rows, count:-1]),
+                encoder_hidden_states=encoded.expand(len(rows), -1, -1),
+                past_key_values=_beginning(whole, count + 1, len(rows)), use_cache=True,
+            ).last_hidden_state  # fmt: skip
+            total[rows] += each(states, labels[rows, count + 1 :]).sum(1)
+        return total
 
     # ---- generation ---------------------------------------------------------------------------------------
 
