@@ -152,7 +152,8 @@ def training_config(arguments: argparse.Namespace) -> TrainConfig:
     folder = Path("runs") / canonical_name(embedder).replace("/", "--") / arguments.kind
     given.setdefault("output", str(folder))
     of_corrector = {"inverter", "blind", "blinded", "reuse", "fresh", "corrupted", "pool", "rewrites", "slopes"}
-    only = sorted(of_corrector & set(given))
+    # A card lists every setting of a run, an inverter's too: what only repeats a default is let pass.
+    only = sorted(name for name in of_corrector & set(given) if given[name] != getattr(TrainConfig, name))
     if arguments.kind == "inverter" and only:
         raise TutorialError(f"--{only[0]} belongs to the corrector; leave it out when training an inverter.")
     if arguments.kind == "corrector":
