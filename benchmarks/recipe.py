@@ -273,8 +273,9 @@ def run(given: argparse.Namespace) -> None:
             more = {"inverter": str(inverters[seed])} if kind == "corrector" else {}
             config = config_of(kind, setting, seed, str(output), given, **more)
             seconds, loss = trained(config, setting.alter)
-            pair = (output, None) if kind == "inverter" else (inverters[seed], output)
-            row = about | {"seconds": round(seconds, 1), "loss": loss} | scored(pair[0], pair[1], setting, embedder, given)
+            first, second = (output, None) if kind == "inverter" else (inverters[seed], output)
+            row = about | {"seconds": round(seconds, 1), "loss": loss}
+            row |= scored(first, second, setting, embedder, given)
             append(path, row)
             print(f"{question}: {setting.name}, seed {seed}: BLEU {row['bleu']:.1f}, exact {row['exact']:.1f} %, "
                   f"cosine {row['cosine']:.3f}, {seconds:.0f} s", flush=True)  # fmt: skip
