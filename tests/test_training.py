@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tutorial_lib import training, training_data
+from tutorial_lib import training, training_data, training_models
 from tutorial_lib.corrector import Corrector
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, CorpusError, TutorialError
@@ -215,6 +215,45 @@ def test_the_optimizer_is_a_choice(config: TrainConfig, embedder: Any) -> None:
     table = model.backbone.get_input_embeddings().weight
     assert any(parameter is table for group in adam.param_groups for parameter in group["params"])
     assert all(parameter.ndim == 2 for group in muon.param_groups for parameter in group["params"])
+
+
+def test_muon_without_bfloat16_units_does_what_pytorchs_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps on a wide and a tall matrix: PyTorch's in bfloat16, ours in float32, equal but for the rounding."""
+    monkeypatch.setattr(training_models, "fast_dtype", lambda device: torch.float32)
+    torch.manual_seed(0)
+    start = [torch.randn(8, 24), torch.randn(24, 8)]
+    grads = [[torch.randn_like(matrix) for matrix in start] for _ in range(3)]
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
+    ends, states = [], []
+    for kind in (torch.optim.Muon, training_models.Muon):
+        matrices = [torch.nn.Parameter(matrix.clone()) for matrix in start]
+        optimizer = kind([*matrices, torch.nn.Parameter(torch.randn(2, 2))], **settings)  # the last has no gradient
+        for step in grads:
+            for matrix, grad in zip(matrices, step, strict=True):
+                matrix.grad = grad.clone()
+            optimizer.step()
+        ends.append(matrices)
+        states.append(optimizer.state_dict()["state"])
+    for theirs, ours, first in zip(*ends, start, strict=True):
+        moved = float((theirs - first).norm())
+        assert moved > 0.1
+        assert float((theirs - ours).norm()) < 0.02 * moved
+    assert set(states[0]) == set(states[1])
+    for key, state in states[0].items():
+        assert set(state) == set(states[1][key])
+        assert torch.allclose(state["momentum_buffer"], states[1][key]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 32), (32, 8)])
+def test_the_orthogonal_update_keeps_directions_and_evens_out_sizes(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    matrix = torch.randn(shape)
+    out = training_models.orthogonal(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    inner = left.T @ out @ right.T  # diagonal where the singular vectors are the same
+    large = sizes > 0.1 * sizes[0]
+    assert float((inner - inner.diagonal().diag()).abs().max()) < 1e-4
+    assert bool((inner.diagonal()[large] > 0.6).all()) and bool((inner.diagonal()[large] < 1.3).all())
 
 
 # ---- what stops a run --------------------------------------------------------------------------------------

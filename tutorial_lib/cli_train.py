@@ -142,6 +142,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def training_config(arguments: argparse.Namespace) -> TrainConfig:
     """The settings of a run from what was given; raises TutorialError where they contradict each other."""
+    from .cards import CORRECTOR_ONLY
     from .embedder import canonical_name
     from .training import TrainConfig
 
@@ -151,9 +152,8 @@ def training_config(arguments: argparse.Namespace) -> TrainConfig:
     embedder = given.get("embedder", TrainConfig.embedder)
     folder = Path("runs") / canonical_name(embedder).replace("/", "--") / arguments.kind
     given.setdefault("output", str(folder))
-    of_corrector = {"inverter", "blind", "blinded", "reuse", "fresh", "corrupted", "pool", "rewrites", "slopes"}
-    # A card lists every setting of a run, an inverter's too: what only repeats a default is let pass.
-    only = sorted(name for name in of_corrector & set(given) if given[name] != getattr(TrainConfig, name))
+    # Older cards list every setting of an inverter's run: what only repeats a default is let pass.
+    only = sorted(name for name in CORRECTOR_ONLY & set(given) if given[name] != getattr(TrainConfig, name))
     if arguments.kind == "inverter" and only:
         raise TutorialError(f"--{only[0]} belongs to the corrector; leave it out when training an inverter.")
     if arguments.kind == "corrector":

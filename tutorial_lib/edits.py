@@ -73,7 +73,7 @@ class LocalEdits:
 
 
 def reordered(ids: Sequence[int], rng: np.random.Generator) -> list[list[int]]:
-    """Texts in which two neighbouring runs of pieces, or two pieces, have changed places; at most 500."""
+    """Texts in which two neighbouring runs of pieces, or two pieces, have changed places; at most ``_ORDERS``."""
     ids, n = list(ids), len(ids)
     found: dict[tuple[int, ...], None] = {}
     for i in range(n):

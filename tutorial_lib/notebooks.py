@@ -128,10 +128,11 @@ def _write_parameters(notebook: NotebookNode, parameters: Mapping[str, Any], ste
 
 def code_hash(notebook: NotebookNode) -> str:
     """sha256 of what decides a chapter's outputs in the notebook itself: its code cells, in order."""
-    return hashlib.sha256(json.dumps(_code(notebook)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(code_of(notebook)).encode()).hexdigest()
 
 
-def _code(notebook: NotebookNode) -> list[str]:
+def code_of(notebook: NotebookNode) -> list[str]:
+    """A chapter's code cells, in order."""
     # without Colab's cell, so that a fork with another address need not execute everything again
     return [cell.source for cell in notebook.cells if cell.cell_type == "code" and not _is_colab(cell)]
 
@@ -258,7 +259,7 @@ def publish(
     notebook = copy.deepcopy(source)
     ran = [cell for cell in executed.cells if cell.cell_type == "code"]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    if len(ran) != len(code) or _code(executed) != _code(notebook):
+    if len(ran) != len(code) or code_of(executed) != code_of(notebook):
         raise TutorialError("the code of the chapter changed since it was executed; execute it again.")
     for cell, done in zip(code, ran, strict=True):
         cell.outputs = copy.deepcopy(done.outputs)

@@ -263,7 +263,7 @@ def slopes(
 ) -> torch.Tensor:
     """Slopes of n guesses (embedder ids) towards targets [n, d], as the corrector reads them: [n, length, width].
 
-    Zero where a guess has no piece. The caller counts the queries (:data:`tutorial_lib.edits.GRADIENT_QUERIES` each).
+    Zero where a guess has no piece. The caller counts the queries (:data:`GRADIENT_QUERIES` each).
     """
     rows = embedder.gradients(tokens, target)
     out = torch.zeros(len(rows), length, rows[0].shape[1], device=rows[0].device)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tutorial_lib.corrector import Corrector, CorrectorConfig
 from tutorial_lib.errors import CheckpointError, TutorialError
 from tutorial_lib.inverter import Inverter, InverterConfig
-from tutorial_lib.modeling import VectorToText, build_vocabulary, small_backbone
+from tutorial_lib.modeling import VectorToText, build_vocabulary, fast_dtype, small_backbone
 from tutorial_lib.training_data import Windows, embed_model_ids, special_ids
 
 if TYPE_CHECKING:
@@ -136,7 +137,50 @@ def optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.optim.
     adam = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     if not matrices:
         return [adam]
-    muon = torch.optim.Muon(
+    muon = Muon(
         matrices, lr=config.matrix_learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
     )
     return [adam, muon]
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon (Jordan 2024), in float32 on hardware that has no bfloat16.
+
+    PyTorch turns every update into an orthogonal matrix in bfloat16, which a processor without such units only
+    emulates: a product there takes forty times as long as in float32, and the optimiser many times the network's share.
+    State and settings are PyTorch's, so a run may go on on another machine.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of every matrix [a, b] that has a gradient."""
+        devices = {parameter.device for group in self.param_groups for parameter in group["params"]}
+        if all(fast_dtype(device) == torch.bfloat16 for device in devices):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state, grad = self.state[matrix], matrix.grad
+                average = state.setdefault("momentum_buffer", torch.zeros_like(grad))
+                average.lerp_(grad, 1 - group["momentum"])
+                update = grad.lerp(average, group["momentum"])  # Nesterov's
+                update = orthogonal(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(update, alpha=-group["lr"] * 0.2 * max(matrix.shape) ** 0.5)  # as large as AdamW's
+        return loss
+
+
+def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """The nearest matrix [a, b] with all singular values about 1 (0.7 to 1.2), by ``steps`` of Newton and Schulz."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    out = wide / wide.norm().clamp(min=eps)
+    a, b, c = coefficients
+    for _ in range(steps):
+        gram = out @ out.T
+        out = torch.addmm(out, torch.addmm(gram, gram, gram, beta=b, alpha=c), out, beta=a)
+    return out if wide is matrix else out.T
