@@ -1,7 +1,8 @@
 """Synthetic records: short notes about people who do not exist, for measuring what leaks (chapter 4).
 
-Names come from ``faker``. A first name or surname belongs to one split for good (by its hash), so no name in
-a test record was seen in training, neither whole nor in part.
+Names come from ``faker``. A first name or surname belongs to one split for good (by its hash), so no training
+record has the first name or the surname of a test record in the same place. Real text beside the records may hold
+either: speeches name many people.
 """
 
 from __future__ import annotations
