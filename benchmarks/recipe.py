@@ -138,11 +138,11 @@ DEFAULT = Setting("default")
 #: question -> (kind, settings with the default first)
 QUESTIONS: dict[str, tuple[str, tuple[Setting, ...]]] = {
     "optimizer": ("inverter", (DEFAULT, Setting("AdamW", {"optimizer": "adamw"}),
-                                       Setting("AdamW, rate 0.001", {"optimizer": "adamw", "learning_rate": 1e-3}))),
+                               Setting("AdamW, rate 0.001", {"optimizer": "adamw", "learning_rate": 1e-3}))),
     "inverter rate": ("inverter", (DEFAULT, *_rates(1e-3, 2e-3, 8e-3))),
     "batch": ("inverter", (DEFAULT, *_batches(64, 128, 512))),
     "token table": ("inverter", (DEFAULT, Setting("random start", alter=random_table),
-                                         Setting("frozen", alter=frozen_table))),
+                                 Setting("frozen", alter=frozen_table))),
     "whitening": ("inverter", (DEFAULT, Setting("none", alter=no_whitening))),
     "pseudo-tokens": ("inverter", (DEFAULT, *(Setting(str(k), {"num_pseudo_tokens": k}) for k in (2, 4, 16)))),
     "lengths": ("inverter", (DEFAULT, Setting("longest only", {"min_tokens": "max_tokens"}))),
@@ -150,13 +150,13 @@ QUESTIONS: dict[str, tuple[str, tuple[Setting, ...]]] = {
     "embedding dropout": ("inverter", (DEFAULT, Setting("one in ten withheld", alter=drop_embedding))),
     "corrector rate": ("corrector", (DEFAULT, *_rates(4e-4, 8e-4, 2e-3))),
     "hypotheses": ("corrector", (DEFAULT, Setting("no corruptions", {"corrupted": 0.0}),
-                                         Setting("corruptions only", {"corrupted": 1.0, "fresh": 1.0}),
-                                         Setting("base guesses only", {"corrupted": 0.0, "fresh": 1.0}))),
+                                 Setting("corruptions only", {"corrupted": 1.0, "fresh": 1.0}),
+                                 Setting("base guesses only", {"corrupted": 0.0, "fresh": 1.0}))),
     "on-policy": ("corrector", (DEFAULT, Setting("never its own guesses", {"fresh": 1.0}),
-                                        Setting("mostly its own", {"fresh": 0.2, "rewrites": 6}))),
+                                Setting("mostly its own", {"fresh": 0.2, "rewrites": 6}))),
     "reuse": ("corrector", (DEFAULT, *(Setting(f"{n} uses", {"reuse": n}) for n in (2, 4)))),
     "channels": ("corrector", (DEFAULT, Setting("no difference", {"blind": "difference"}),
-                                       Setting("no feedback", {"blind": "feedback"}))),
+                               Setting("no feedback", {"blind": "feedback"}))),
     "decoder": ("corrector", (DEFAULT, Setting("parallel", alter=parallel, lasting=True))),
     "slopes": ("corrector", (DEFAULT, Setting("other way", {"slopes": not TrainConfig.slopes}))),
 }  # fmt: skip
@@ -219,7 +219,7 @@ def trained(config: TrainConfig, alter: Callable[[Any], None] | None) -> tuple[f
 
 
 def scored(
-    inverter: Any, corrector: Path | None, setting: Setting, embedder: Embedder, given: argparse.Namespace
+    inverter: Path | str, corrector: Path | None, setting: Setting, embedder: Embedder, given: argparse.Namespace
 ) -> dict[str, Any]:
     """Greedy inversion of validation passages: their mean scores and the queries spent per text."""
     texts = passages(given.corpus[0], "validation", given.max_tokens, given.n, 0, embedder)
@@ -275,7 +275,7 @@ def run(given: argparse.Namespace) -> None:
     """Train and score what the file lacks."""
     path = Path(given.output[0])
     embedder = Embedder.from_pretrained(given.embedder)
-    inverters: dict[int, Any] = {}  # seed -> name or folder
+    inverters: dict[int, Path | str] = {}  # seed -> name or folder
     with tempfile.TemporaryDirectory() as folder:
         for question, kind, setting, seed in plan(given):
             mine = [row for row in rows_of(path) if row["settings"] == shared(given)]
@@ -373,7 +373,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--embedder", default=TrainConfig.embedder)
     parser.add_argument("--n", type=int, default=200, help="validation passages")
     parser.add_argument("--rounds", type=int, default=5, help="of correction, when a corrector is scored")
-    return parser.parse_args(words)
+    given = parser.parse_args(words)
+    if given.what == "run" and len(given.output) > 1:
+        parser.error("'run' writes one file; give one --output")
+    return given
 
 
 def main(words: list[str] | None = None) -> int:

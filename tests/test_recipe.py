@@ -102,6 +102,33 @@ def test_decisions_compare_seed_by_seed(recipe: ModuleType) -> None:
     assert (mean, round(low, 2), round(high, 2)) == (2.0, -0.48, 4.48)
 
 
+def test_the_page_shows_what_the_runs_found(recipe: ModuleType) -> None:
+    """Every variant in the committed runs is a row of What we tried, with its numbers, and the page has no other."""
+    root = Path(__file__).parents[1]
+    files = [root / "benchmarks" / f"recipe_{kind}.csv" for kind in ("inverters", "correctors")]
+    page = (root / "book" / "what_we_tried.md").read_text(encoding="utf-8")
+    section = page[page.index("## Training\n") : page.index("## Speed\n")]
+    shown = {tuple(cell.strip() for cell in line.split("|")[2:7]) for line in section.splitlines()
+             if line.startswith("| ") and not line.startswith("| question")}  # fmt: skip
+    wanted = set()
+    for row in recipe.table([row for file in files for row in recipe.rows_of(file)]):
+        if row["decision"] == "default":
+            if row["question"] in ("optimizer", "hypotheses"):
+                assert f"{row['nats']:.2f} ({row['low']:.2f}–{row['high']:.2f}, {row['seeds']} seeds)" in section
+            continue
+        gain = f"{row['gain']:.2f}"
+        if row["seeds"] > 1:
+            gain += f" ({row['gain_low']:.2f} to {row['gain_high']:.2f})"
+        numbers = (row["setting"], f"{row['nats']:.2f}", gain, f"{row['bleu']:.1f}", str(row["seeds"]))
+        wanted.add(tuple(text.replace("-", "−") if text[-1:] in ")0123456789" else text for text in numbers))
+    assert shown == wanted
+
+
+def test_a_run_writes_one_file(recipe: ModuleType) -> None:
+    with pytest.raises(SystemExit):
+        recipe.parse(["run", "--output", "a.csv", "b.csv"])
+
+
 def test_the_parallel_corrector_looks_at_no_label_and_at_every_place(recipe: ModuleType, make_tiny: Any) -> None:
     model = make_tiny(Corrector, seed=1, aligned=True)
     recipe.parallel(model)

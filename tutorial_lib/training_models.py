@@ -147,8 +147,8 @@ class Muon(torch.optim.Muon):
     """PyTorch's Muon (Jordan 2024), in float32 on hardware that has no bfloat16.
 
     PyTorch turns every update into an orthogonal matrix in bfloat16, which a processor without such units only
-    emulates: a product there takes forty times as long as in float32, and the optimiser many times the network's share.
-    State and settings are PyTorch's, so a run may go on on another machine.
+    emulates: a product there takes forty times as long as in float32, and the optimiser longer than all the rest of a
+    step. State and settings are PyTorch's, so a run may go on on another machine.
     """
 
     @torch.no_grad()
