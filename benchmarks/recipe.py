@@ -175,7 +175,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
     rows = [*rows_of(path), row]
     part = path.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         file.flush()
