@@ -200,6 +200,15 @@ def test_no_steps_need_no_corrector(say: Callable[..., Said]) -> None:
     assert say.loaded == ["inverter here", "corrector here"]  # type: ignore[attr-defined]
 
 
+def test_variants_reach_the_search(say: Callable[..., Said]) -> None:
+    words = ("invert", "a new law for the people", "--json", "--quiet", "--steps", "1", "--beam", "1", "--edits", "0")
+    (plain,) = json.loads(say(*words)[1])["texts"]
+    (bred,) = json.loads(say(*words, "--variants", "20")[1])["texts"]
+    assert plain["queries"] <= 2 < 12 < bred["queries"] <= 24
+    status, out, _ = say("evaluate", "--corpus", "records", "--n", "2", "--variants", "6", "--json", *QUICK)
+    assert status == 0 and json.loads(out)["scores"][-1]["queries"] <= 10
+
+
 def long(text: str) -> str:
     return text * 300
 

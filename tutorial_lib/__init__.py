@@ -26,6 +26,7 @@ _HOME = {
     "Corrector": "corrector",
     "CorrectorConfig": "corrector",
     "invert": "search",
+    "breed": "variants",
     "Inversion": "search",
     "Step": "search",
     "train": "training",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from tutorial_lib.runtime import setup
     from tutorial_lib.search import Inversion, Step, invert
     from tutorial_lib.training import TrainConfig, train
+    from tutorial_lib.variants import breed
 
 
 def __getattr__(name: str) -> Any:

@@ -116,7 +116,50 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         default=32,
         help="local edits tried a round; they find far more, for more queries (default 32)",
     )
+    search.add_argument(
+        "--variants",
+        type=at_least(0),
+        default=0,
+        help="recombinations of guesses tried a round, instead of corrections and edits: for texts of ten word pieces "
+        "or more; try --variants 32 --steps 120 (default 0: none)",
+    )
     search.add_argument("--max-queries", type=at_least(1), help="texts embedded per vector, at most")
+
+
+def _search(
+    arguments: argparse.Namespace,
+    vectors: np.ndarray,
+    models: tuple[Embedder, Inverter, Corrector | None],
+    **watch: Any,
+) -> Inversion:
+    """Invert as the options say: by corrections and local edits, or by variants."""
+    embedder, inverter, corrector = models
+    if arguments.variants and corrector is not None:
+        from .variants import breed
+
+        return breed(
+            vectors,
+            embedder,
+            inverter,
+            corrector,
+            steps=arguments.steps,
+            variants=arguments.variants,
+            max_queries=arguments.max_queries,
+            **watch,
+        )
+    from .search import invert
+
+    return invert(
+        vectors,
+        embedder,
+        inverter,
+        corrector,
+        steps=arguments.steps,
+        beam_width=arguments.beam,
+        edits=arguments.edits,
+        max_queries=arguments.max_queries,
+        **watch,
+    )
 
 
 def load_models(arguments: argparse.Namespace) -> tuple[Embedder, Inverter, Corrector | None]:
@@ -180,20 +223,8 @@ def _invert(arguments: argparse.Namespace) -> int:
     if vectors is None:
         vectors = embedder.encode(texts, truncate=arguments.truncate)
         _warn(texts, embedder, inverter)
-    from .search import invert
-
     watch = None if arguments.quiet else _Rounds(len(vectors))
-    result = invert(
-        vectors,
-        embedder,
-        inverter,
-        corrector,
-        steps=arguments.steps,
-        beam_width=arguments.beam,
-        edits=arguments.edits,
-        max_queries=arguments.max_queries,
-        on_step=watch,
-    )
+    result = _search(arguments, vectors, (embedder, inverter, corrector), on_step=watch)
     rows = _rows(result, texts, embedder)
     if arguments.json:
         print_json(
@@ -340,21 +371,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     embedder, inverter, corrector = load_models(arguments)
     from .metrics import bag_of_words, bootstrap, evaluate
     from .privacy import names_recovered
-    from .search import invert
 
     length = arguments.max_tokens or inverter.config.max_tokens
     texts, names = _passages(arguments, length, embedder)
-    result = invert(
-        embedder.encode(texts),
-        embedder,
-        inverter,
-        corrector,
-        steps=arguments.steps,
-        beam_width=arguments.beam,
-        edits=arguments.edits,
-        max_queries=arguments.max_queries,
-        progress=sys.stderr.isatty(),
-    )
+    result = _search(arguments, embedder.encode(texts), (embedder, inverter, corrector), progress=sys.stderr.isatty())
     shuffled = evaluate(texts, bag_of_words(texts, embedder, arguments.seed), embedder)
     table = [shuffled.table_row("bag of words") | {"queries": "-"} | ({"full names %": "-"} if names else {})]
     rows: list[dict[str, Any]] = [{"method": "bag of words", **shuffled.as_dict()}]
@@ -372,7 +392,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         from .cards import write_card
 
         setting = f"{arguments.corpus}, {arguments.split} split, up to {length} word pieces, beam {arguments.beam}"
-        setting += f", {arguments.edits} edits" if arguments.edits else ""
+        setting += f", {arguments.edits} edits" if arguments.edits and not arguments.variants else ""
+        setting += f", {arguments.variants} variants" if arguments.variants else ""
         written = {f"{row['method']} ({setting})": {k: v for k, v in row.items() if k != "method"} for row in table}
         if corrector is not None:
             print(write_card(Path(corrector.name_or_path), written), file=sys.stderr)

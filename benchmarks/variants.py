@@ -1,0 +1,78 @@
+"""What each part of breeding guesses is worth, on validation speeches.
+
+    python benchmarks/variants.py [--tokens 12] [--n 24] [--queries 2000] [--rounds 60] [--only NAME ...]
+
+Every row is the same search over the same texts with one part taken away: sense (texts ranked by cosine alone), content
+(the values of pieces, so that a variant counts as near as its parent), the sampled first guesses, or all of it (chapter
+3's search with local edits instead). Rows are printed as they finish; each text of a row may spend ``--queries``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, variants
+
+PARTS = ("all", "no sense", "no content", "no samples", "local edits")
+
+
+def without(part: str) -> dict[str, Any]:
+    """Names in ``variants`` and what stands in for them when a part is taken away."""
+
+    def moved(self: Any, texts: Sequence[Any], parents: Sequence[Any]) -> np.ndarray:
+        known = torch.stack([parent.embedding for parent in parents]).cpu().double().numpy()
+        return known / np.linalg.norm(known, axis=1, keepdims=True)
+
+    def score(cosine: Any, nats: Any, sense: float = 0.0) -> np.ndarray:
+        return -np.log(np.maximum(1 - np.asarray(cosine), 1e-7)) - 0 * np.asarray(nats)
+
+    blind = type("Blind", (variants.PieceValues,), {"moved": moved})
+    parts = {"no sense": {"score": score}, "no content": {"PieceValues": blind}, "no samples": {"SAMPLES": 1}}
+    return parts.get(part, {})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=12)
+    parser.add_argument("--n", type=int, default=24)
+    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--variants", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    given = parser.parse_args()
+    embedder = Embedder.from_pretrained()
+    inverter = Inverter.from_pretrained("all-MiniLM-L6-v2").to(embedder.device).eval()
+    corrector = Corrector.from_pretrained("all-MiniLM-L6-v2").to(embedder.device).eval()
+    texts = passages("sotu", "validation", given.tokens, n=given.n, seed=given.seed, embedder=embedder)
+    vectors = embedder.encode(texts)
+    for part in given.only:
+        stand_ins = without(part)
+        real = {name: getattr(variants, name) for name in stand_ins}
+        for name, value in stand_ins.items():
+            setattr(variants, name, value)
+        began = time.monotonic()
+        options = {"steps": given.rounds, "max_queries": given.queries, "progress": False}
+        if part == "local edits":
+            result = invert(vectors, embedder, inverter, corrector, beam_width=4, edits=given.variants, **options)
+        else:
+            result = variants.breed(vectors, embedder, inverter, corrector, variants=given.variants, **options)
+        spent = time.monotonic() - began
+        for name, value in real.items():
+            setattr(variants, name, value)
+        scores = evaluate(texts, result.texts, embedder)
+        print(
+            f"{part:<12} exact {scores.exact} %, BLEU {scores.bleu}, token F1 {scores.token_f1} %, "
+            f"cosine {scores.cosine}, {result.queries.mean():.0f} queries, {spent / given.n:.1f} s a text",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
