@@ -120,8 +120,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "--variants",
         type=at_least(0),
         default=0,
-        help="recombinations of guesses tried a round, instead of corrections and edits: for texts of ten word pieces "
-        "or more; try --variants 32 --steps 120 (default 0: none)",
+        help="recombinations of guesses tried a round, instead of corrections and edits: for texts of more than twelve "
+        "word pieces; try --variants 32 --steps 120 (default 0: none)",
     )
     search.add_argument("--max-queries", type=at_least(1), help="texts embedded per vector, at most")
 

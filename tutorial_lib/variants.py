@@ -56,7 +56,7 @@ _ROWS = 128  # texts read at once: more fall out of a processor's caches
 
 @dataclass
 class Guess:
-    """A guess that was embedded; the last three are filled in by :meth:`Variants.judge`."""
+    """A guess that was embedded; ids, nats and rank are filled in by :meth:`Variants.judge`."""
 
     text: str
     cosine: float  # with the target
@@ -182,7 +182,7 @@ def breed(
     or when its next round could exceed ``max_queries``. ``on_step(step, rows)`` is called after every round with the
     best guess of each text. Deterministic. Every text still searched holds about 4 MB.
 
-    Use it for texts of ten pieces or more; below, :func:`tutorial_lib.invert` with local edits finds as much.
+    For texts of more than twelve pieces; of shorter ones :func:`tutorial_lib.invert` with local edits finds as many.
 
     Raises :class:`VectorError` for wrong shapes, NaN, infinity and zero vectors, :class:`CheckpointError` when the
     models were made for another embedder, and :class:`TutorialError` for parameters out of range.
