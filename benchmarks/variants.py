@@ -29,8 +29,10 @@ def without(part: str) -> dict[str, Any]:
         known = torch.stack([parent.embedding for parent in parents]).cpu().double().numpy()
         return known / np.linalg.norm(known, axis=1, keepdims=True)
 
+    worth = variants.score
+
     def score(cosine: Any, nats: Any, sense: float = 0.0) -> np.ndarray:
-        return -np.log(np.maximum(1 - np.asarray(cosine), 1e-7)) - 0 * np.asarray(nats)
+        return worth(cosine, nats, 0.0)
 
     blind = type("Blind", (variants.PieceValues,), {"moved": moved})
     parts = {"no sense": {"score": score}, "no content": {"PieceValues": blind}, "no samples": {"SAMPLES": 1}}

@@ -133,33 +133,15 @@ def _search(
     **watch: Any,
 ) -> Inversion:
     """Invert as the options say: by corrections and local edits, or by variants."""
+    options = {"steps": arguments.steps, "max_queries": arguments.max_queries, **watch}
     embedder, inverter, corrector = models
     if arguments.variants and corrector is not None:
         from .variants import breed
 
-        return breed(
-            vectors,
-            embedder,
-            inverter,
-            corrector,
-            steps=arguments.steps,
-            variants=arguments.variants,
-            max_queries=arguments.max_queries,
-            **watch,
-        )
+        return breed(vectors, embedder, inverter, corrector, variants=arguments.variants, **options)
     from .search import invert
 
-    return invert(
-        vectors,
-        embedder,
-        inverter,
-        corrector,
-        steps=arguments.steps,
-        beam_width=arguments.beam,
-        edits=arguments.edits,
-        max_queries=arguments.max_queries,
-        **watch,
-    )
+    return invert(vectors, *models, beam_width=arguments.beam, edits=arguments.edits, **options)
 
 
 def load_models(arguments: argparse.Namespace) -> tuple[Embedder, Inverter, Corrector | None]:

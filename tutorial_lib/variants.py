@@ -138,7 +138,7 @@ class Population:
 
     def __init__(self, target: Tensor, encoded: Tensor, columns: Tensor, rng: np.random.Generator) -> None:
         self.target = target  # [d]
-        self.columns = columns  # bool [V], pieces that the softmax of its nats runs over, always the same
+        self.columns = columns  # bool [V], pieces in the softmax of its nats: frequent ones, then the samples' too
         self.encoded = encoded  # the inverter's encoder states [1, k, width]
         self.unit = functional.normalize(target.float(), dim=0).cpu().numpy()
         self.rng = rng
