@@ -161,14 +161,16 @@ CARDS = sorted((ROOT / "tutorial_lib" / "weights").rglob("README.md"))
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
 def test_the_command_in_a_card_is_one(card: Path) -> None:
-    (command,) = re.findall(r"^tutorial-lib train .*$", card.read_text(encoding="utf-8"), re.M)
+    commands = re.findall(r"^tutorial-lib train .*$", card.read_text(encoding="utf-8"), re.M)
+    run = json.loads((card.parent / "training.json").read_text(encoding="utf-8"))
+    runs = [*run.get("before", []), run]  # what it went on from, and itself
     parser = argparse.ArgumentParser()
     add_train(parser.add_subparsers())
-    config = training_config(parser.parse_args(shlex.split(command)[1:]))
-    wanted = json.loads((card.parent / "training.json").read_text(encoding="utf-8"))["settings"]
     left_out = {"output", "segment_minutes", "checkpoint_minutes", "layers", "width", "num_pseudo_tokens"}
-    made = json.loads(json.dumps(asdict(config)))
-    assert {key: made[key] for key in wanted if key not in left_out} == {
-        key: value for key, value in wanted.items() if key not in left_out
-    }
-    assert cards.command(json.loads((card.parent / "training.json").read_text(encoding="utf-8"))) == command
+    for command, known in zip(commands, runs, strict=True):
+        config = training_config(parser.parse_args(shlex.split(command)[1:]))
+        made = json.loads(json.dumps(asdict(config)))
+        assert {key: made[key] for key in known["settings"] if key not in left_out} == {
+            key: value for key, value in known["settings"].items() if key not in left_out
+        }
+    assert cards.command(run) == commands[-1]

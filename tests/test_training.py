@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 
 from tutorial_lib import training, training_data, training_models
 from tutorial_lib.corrector import Corrector
-from tutorial_lib.embedder import Embedder
+from tutorial_lib.embedder import Embedder, sha256_of
 from tutorial_lib.errors import CheckpointError, CorpusError, TutorialError
 from tutorial_lib.inverter import Inverter
 from tutorial_lib.modeling import END, PAD, UNKNOWN
@@ -661,6 +662,27 @@ def test_a_run_may_begin_from_weights(config: TrainConfig, trained: str, embedde
     assert all(torch.equal(value, known.state_dict()[name]) for name, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match="other shapes than these settings"):
         build_model(replace(config, begin_from=trained, num_pseudo_tokens=5), embedder, windows)
+
+
+def test_a_card_gives_every_run_that_the_weights_went_through(
+    config: TrainConfig, trained: str, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.Embedder, "from_pretrained", lambda name, **options: embedder)
+    short = replace(config, max_steps=2)
+    further = train(replace(short, output=str(tmp_path / "further"), begin_from=trained), progress=False)
+    corrector = replace(short, kind="corrector", output=str(tmp_path / "corrector"), inverter=str(further))
+    folder = train(replace(corrector, pool=1), progress=False)
+    again = replace(corrector, output=str(tmp_path / "again"), pool=1, begin_from=str(folder))
+    run = json.loads((train(again, progress=False) / "training.json").read_text(encoding="utf-8"))
+    assert [earlier["settings"]["kind"] for earlier in run["before"]] == ["inverter", "inverter", "corrector"]
+    assert [earlier["settings"]["begin_from"] for earlier in run["before"]] == [None, "FOLDER-1", None]
+    assert run["before"][2]["settings"]["inverter"] == "FOLDER-2"
+    assert (run["settings"]["inverter"], run["settings"]["begin_from"]) == ("FOLDER-2", "FOLDER-3")
+    assert run["before"][1]["weights"] == {"model.safetensors": sha256_of(Path(further) / "model.safetensors")}
+    card = (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
+    commands = [line for line in card.splitlines() if line.startswith("tutorial-lib train")]
+    assert [line.split()[4] for line in commands] == ["FOLDER-1", "FOLDER-2", "FOLDER-3", "FOLDER"]
+    assert str(tmp_path) not in card + json.dumps(run["before"])
 
 
 def test_a_corrector_begins_as_its_inverter(config: TrainConfig, trained: str, embedder: Any) -> None:

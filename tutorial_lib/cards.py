@@ -60,6 +60,42 @@ def provenance(config: dict[str, Any], model: VectorToText, embedder: Embedder) 
     }
 
 
+def lineage(config: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run's settings, and the runs it goes on from, first to last: a corrector's inverter, what a run began from.
+
+    Each is what that folder's ``training.json`` says, with the digests of its weights. In the settings their folders
+    are called FOLDER-1, FOLDER-2 ..., as in the commands of the card, so that no machine's paths are published; a name
+    of weights that say nothing of their training stays.
+    """
+    from tutorial_lib.checkpoints import resolve
+
+    settings = {key: value for key, value in config.items() if key != "output"}
+    runs: list[dict[str, Any]] = []
+    for name, kind in (("inverter", "inverter"), ("begin_from", config["kind"])):
+        folder = resolve(str(config[name]), kind) if config.get(name) else None
+        if folder is None or not (folder / "training.json").is_file():
+            continue
+        run = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        weights = {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+        own = {"settings": run["settings"], "result": run["result"], "hardware": run["provenance"]["hardware"]}
+        for earlier in [*run.get("before", []), {**own, "weights": weights}]:
+            # numbers as they are in the whole list
+            fields = earlier["settings"].items()
+            moved = {key: _numbered(value, run.get("before", []), runs) for key, value in fields}
+            if not any(earlier["weights"] == known["weights"] for known in runs):
+                runs.append({**earlier, "settings": moved})
+        settings[name] = f"FOLDER-{1 + next(i for i, known in enumerate(runs) if known['weights'] == weights)}"
+    return settings, runs
+
+
+def _numbered(value: Any, within: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Any:
+    """FOLDER-k of one list of runs as the FOLDER-k of another that holds the same weights."""
+    for index, known in enumerate(within):
+        if value == f"FOLDER-{index + 1}":
+            return f"FOLDER-{1 + next(i for i, run in enumerate(runs) if run['weights'] == known['weights'])}"
+    return value
+
+
 def _package(name: str | None) -> dict[str, str]:
     if name is None:
         return {}
@@ -94,7 +130,7 @@ def _hardware() -> str:
     return f"{os.cpu_count()} CPU cores ({platform.machine()}, {bf16} AVX-512 bfloat16)"
 
 
-def command(run: dict[str, Any]) -> str:
+def command(run: dict[str, Any], output: str = "FOLDER") -> str:
     """The shell command that repeats a run (its folder left for the reader to choose)."""
     flags = []
     left_out = {"kind", "output", "segment_minutes", "checkpoint_minutes"}
@@ -110,7 +146,7 @@ def command(run: dict[str, Any]) -> str:
             continue
         text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
         flags.append(f"--{option} {text}")
-    return f"tutorial-lib train {run['settings']['kind']} --output FOLDER " + " ".join(flags)
+    return f"tutorial-lib train {run['settings']['kind']} --output {output} " + " ".join(flags)
 
 
 def write_card(folder: Path, scores: dict[str, Any] | None = None) -> Path:
@@ -133,10 +169,11 @@ def write_card(folder: Path, scores: dict[str, Any] | None = None) -> Path:
         "",
         "## Run",
         "",
-        f"{result['sequences']:,} sequences in {result['steps']:,} steps, {result['seconds'] / 60:.0f} minutes on "
-        f"{made['hardware']}, PyTorch {made['torch']}; last training loss {result['loss']:.3f} nats per word piece.",
+        f"{_effort(result, made['hardware'])}, PyTorch {made['torch']}.",
+        *_before(run),
         "",
         "```bash",
+        *(command(earlier, f"FOLDER-{number}") for number, earlier in enumerate(run.get("before", []), 1)),
         command(run),
         "```",
         "",
@@ -154,6 +191,31 @@ def write_card(folder: Path, scores: dict[str, Any] | None = None) -> Path:
     card = folder / "README.md"
     card.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return card
+
+
+def _effort(result: dict[str, Any], hardware: str) -> str:
+    return (
+        f"{result['sequences']:,} sequences in {result['steps']:,} steps, {result['seconds'] / 60:.0f} minutes on "
+        f"{hardware}, last training loss {result['loss']:.3f} nats per word piece"
+    )
+
+
+def _before(run: dict[str, Any]) -> list[str]:
+    """What a card says of the runs before the last one."""
+    runs = run.get("before", [])
+    if not runs:
+        return []
+    minutes = (run["result"]["seconds"] + sum(earlier["result"]["seconds"] for earlier in runs)) / 60
+    return [
+        "",
+        f"It went on from weights whose training counts too, {minutes:.0f} minutes in all:",
+        "",
+        *(
+            f"- FOLDER-{number}, {earlier['settings']['kind']}: {_effort(earlier['result'], earlier['hardware'])}; sha256 "
+            + ", ".join(f"`{digest[:16]}`" for digest in earlier["weights"].values())
+            for number, earlier in enumerate(runs, 1)
+        ),
+    ]
 
 
 def _describe(facts: dict[str, Any]) -> str:

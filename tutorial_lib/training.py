@@ -142,14 +142,16 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
         run.load(checkpoint)
     finished = run.loop(checkpoint, progress)
     if finished and accelerator.is_main_process:
-        from tutorial_lib.cards import provenance
+        from tutorial_lib.cards import lineage, provenance
         from tutorial_lib.checkpoints import save_finished
 
         raw = accelerator.unwrap_model(run.model)
+        settings, before = lineage(asdict(config))
         facts = {
-            "settings": {key: value for key, value in asdict(config).items() if key != "output"},
+            "settings": settings,
             "result": run.summary(output / "loss.csv"),
             "provenance": provenance(asdict(config), raw, embedder),
+            "before": before,
         }
         try:
             save_finished(raw, output, facts)
