@@ -120,6 +120,22 @@ def test_a_store_that_leaks(tmp_path, embedder):
     assert written["standard"] == OWASP
 
 
+def test_longer_texts_may_be_bred(tmp_path, embedder, monkeypatch):
+    asked = []
+
+    def breed(vectors, *models, steps, variants):
+        asked.append((steps, variants))
+        return Lookup(embedder)(vectors, *models, steps=steps)
+
+    monkeypatch.setattr("tutorial_lib.variants.breed", breed)
+    url = save(tmp_path, embedder)
+    report = run_audit(url, embedder, tmp_path / "out", sample=10, variants=16, invert=Lookup(embedder, stop_after=0))
+    assert (report.exact.value, report.exact.n) == (100.0, 10)
+    assert asked == [(3, 16)] * 2
+    with pytest.raises(TutorialError, match="variants"):
+        run_audit(url, embedder, tmp_path / "out", sample=10)
+
+
 def test_texts_are_masked_unless_shown(tmp_path, embedder):
     url = save(tmp_path, embedder)
     run_audit(url, embedder, tmp_path / "masked")

@@ -53,6 +53,7 @@ def audit(
     steps: int = 20,
     beam_width: int = 4,
     edits: int = 32,
+    variants: int = 0,
     out: str | Path = "audit",
     resume: bool = True,
     show: bool = False,
@@ -66,6 +67,7 @@ def audit(
     """Sample a store, invert the sample, report what leaked; writes `report.html` and `report.json` to `out`.
 
     url: see `tutorial_lib.stores`.  sample: rows inverted.  steps, beam_width, edits: as in `search.invert`.
+    variants: more than 0 searches with `breed`, that many texts a round: for those of more than twelve pieces.
     resume: continue an audit that was stopped; False refuses a folder that holds one.  show: keep the
     recovered texts readable in journal and report.  names: people to look for (an uncased embedder leaves
     no capitals to find names by).  shard: (i, n) inverts the i-th of n parts of the sample, each in an `out`
@@ -101,6 +103,7 @@ def audit(
             "steps": steps,
             "beam width": beam_width,
             "edits": edits,
+            **({"variants": variants} if variants else {}),
             "seed": seed,
             "shown": show,
             # A digest, so that another list is noticed and no name is written down.
@@ -119,6 +122,7 @@ def audit(
             steps,
             beam_width,
             edits,
+            variants,
             show,
             names,
             str(settings["quantisation"]),
@@ -230,6 +234,7 @@ class _Attack:
     steps: int
     beam_width: int
     edits: int
+    variants: int
     show: bool
     names: Sequence[str]
     quantisation: str
@@ -242,15 +247,14 @@ class _Attack:
     def rows(
         self, vectors: np.ndarray, ids: Sequence[str], texts: Sequence[str | None]
     ) -> list[dict[str, Any]]:
-        result = self.invert(
-            unit(vectors),
-            self.embedder,
-            self.inverter,
-            self.corrector,
-            steps=self.steps,
-            beam_width=self.beam_width,
-            edits=self.edits,
-        )
+        models = (self.embedder, self.inverter, self.corrector)
+        if self.variants:
+            from .variants import breed
+
+            result = breed(unit(vectors), *models, steps=self.steps, variants=self.variants)
+        else:
+            options = {"steps": self.steps, "beam_width": self.beam_width, "edits": self.edits}
+            result = self.invert(unit(vectors), *models, **options)
         rows = []
         for i, guess in enumerate(result.texts):
             row = {"id": ids[i], "cosine": float(result.cosines[i]), "queries": int(result.queries[i])}
@@ -312,6 +316,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--steps", type=int, default=20, help="rounds of correction (default 20)")
     parser.add_argument("--beam", type=int, default=4, help="beam width (default 4)")
     parser.add_argument("--edits", type=int, default=32, help="local edits a round (default 32)")
+    parser.add_argument(
+        "--variants",
+        type=int,
+        default=0,
+        help="recombinations of guesses a round instead, for texts of more than twelve word pieces; try --variants 32 "
+        "--steps 120 (default 0: none)",
+    )
     parser.add_argument("--out", default="audit", help="folder for journal and report (default audit)")
     parser.add_argument("--resume", action="store_true", help="continue an audit that was stopped")
     parser.add_argument(
@@ -386,6 +397,7 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
         steps=arguments.steps,
         beam_width=arguments.beam,
         edits=arguments.edits,
+        variants=arguments.variants,
         out=out,
         resume=arguments.resume,
         show=arguments.show,

@@ -40,7 +40,7 @@ class Journal:
             )
         if self.entries and self.entries[0].get("settings") != settings:
             old = self.entries[0].get("settings", {})
-            changed = ", ".join(sorted(k for k in settings if old.get(k) != settings[k]))
+            changed = ", ".join(sorted(k for k in {**settings, **old} if old.get(k) != settings.get(k)))
             raise TutorialError(
                 f"the {what} in {str(folder)!r} was started with another {changed}: choose another out folder"
             )

@@ -211,8 +211,8 @@ def _before(run: dict[str, Any]) -> list[str]:
         f"It went on from weights whose training counts too, {minutes:.0f} minutes in all:",
         "",
         *(
-            f"- FOLDER-{number}, {earlier['settings']['kind']}: {_effort(earlier['result'], earlier['hardware'])}; sha256 "
-            + ", ".join(f"`{digest[:16]}`" for digest in earlier["weights"].values())
+            f"- FOLDER-{number}, {earlier['settings']['kind']}: {_effort(earlier['result'], earlier['hardware'])}; "
+            "sha256 " + ", ".join(f"`{digest[:16]}`" for digest in earlier["weights"].values())
             for number, earlier in enumerate(runs, 1)
         ),
     ]

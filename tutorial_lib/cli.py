@@ -151,7 +151,7 @@ def load_models(arguments: argparse.Namespace) -> tuple[Embedder, Inverter, Corr
     from .inverter import Inverter
 
     hush()
-    if arguments.max_queries is not None and arguments.max_queries < arguments.beam:
+    if arguments.max_queries is not None and not arguments.variants and arguments.max_queries < arguments.beam:
         raise TutorialError(
             f"--max-queries {arguments.max_queries} does not pay for the first {arguments.beam} guesses; "
             "allow more queries or narrow the --beam."
