@@ -51,7 +51,7 @@ def test_one_greedy_round_is_the_same_in_both(
     texts, cosines, queries = benchmark.plain_loop(target, embedder, inverter, corrector, 1, 1, batch=3)
     assert queries == 2 * len(test_texts)
     better = cosines > first.cosines + 1e-6
-    assert better.sum() >= 2
+    assert better.any() and not better.all()  # both cases below are met
     for text, guess, found, corrected in zip(texts, first.texts, ours.texts, better, strict=True):
         assert found == (text if corrected else guess)  # the plain loop takes the correction, ours the nearer of both
     assert np.allclose(np.maximum(cosines, first.cosines), ours.cosines, atol=1e-5)
