@@ -107,8 +107,8 @@ def _executed(book: Book, stem: str, profile: str, runs: Path, force: bool, echo
     record.unlink(missing_ok=True)
     scratch = runs / f"{stem}.partial.ipynb"
     offline = profile in (SMOKE, "cpu")
-    # a cell of the real reproduction takes hours on a T4; the longest elsewhere (chapter 5 breeds guesses) takes half
-    # an hour on two fast cores and may take hours on old ones
+    # a cell of the real reproduction takes hours on a T4; the longest elsewhere (chapter 5) took half an hour
+    # on one fast core and may take hours on old ones
     limit = 86_400 if profile == "paper" else 18_000
     notebook = notebooks.execute(source, scratch, book.folder, offline=offline, timeout=limit)
     notebooks.tidy(notebook, stem)
