@@ -3,7 +3,8 @@
     python benchmarks/variants.py [--tokens 12] [--n 24] [--queries 2000] [--rounds 60] [--only NAME ...]
 
 Every row is the same search over the same texts with one part taken away: sense (texts ranked by cosine alone), content
-(the values of pieces, so that a variant counts as near as its parent), the sampled first guesses, or all of it (chapter
+(the values of pieces, so that a variant counts as near as its parent), the neighbours of good guesses (as many random
+variants are read instead), the sampled first guesses, or all of it (chapter
 3's search with local edits instead). Rows are printed as they finish; each text of a row may spend ``--queries``.
 """
 
@@ -15,27 +16,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, variants
 
-PARTS = ("all", "no sense", "no content", "no samples", "local edits")
+PARTS = ("all", "no sense", "no content", "no neighbours", "no samples", "local edits")
 
 
 def without(part: str) -> dict[str, Any]:
     """Names in ``variants`` and what stands in for them when a part is taken away."""
 
-    def moved(self: Any, texts: Sequence[Any], parents: Sequence[Any]) -> np.ndarray:
-        known = torch.stack([parent.embedding for parent in parents]).cpu().double().numpy()
+    def moved(self: Any, texts: Any, parents: Any, known: np.ndarray) -> np.ndarray:
         return known / np.linalg.norm(known, axis=1, keepdims=True)
 
-    worth = variants.score
+    def of(self: Any, pieces: Sequence[int]) -> np.ndarray:
+        return 0 * real_of(self, pieces)
+
+    worth, real_of = variants.score, variants.PieceValues.of
 
     def score(cosine: Any, nats: Any, sense: float = 0.0) -> np.ndarray:
         return worth(cosine, nats, 0.0)
 
-    blind = type("Blind", (variants.PieceValues,), {"moved": moved})
-    parts = {"no sense": {"score": score}, "no content": {"PieceValues": blind}, "no samples": {"SAMPLES": 1}}
+    blind = type("Blind", (variants.PieceValues,), {"moved": moved, "of": of})
+    parts = {
+        "no sense": {"score": score, "SENSE": 0.0},
+        "no content": {"PieceValues": blind},
+        "no neighbours": {"_CHANGED": 0, "_ORDERS": 0, "_READ": 112, "_MOVED": 32},
+        "no samples": {"SAMPLES": 1},
+    }
     return parts.get(part, {})
 
 

@@ -2,9 +2,9 @@
 
 A guess of sixteen pieces has most of the right words, some wrong ones, and no order that one edit would restore; the
 texts one edit away are mostly no nearer. So the search keeps a population, as a genetic algorithm does (Holland 1975):
-sampled first guesses beside the beam's, the best of all that was embedded since, and new texts made from them by
-moving a run of pieces, putting in or replacing a piece, or crossing two guesses. About twenty are made for every one
-embedded, and two cheap judges choose:
+sampled first guesses beside the beam's, the best of all that was embedded since, and new texts made from them, some by
+moving a run of pieces, putting in or replacing a piece, or crossing two guesses at random, some as the best of all
+texts one change away (:mod:`tutorial_lib.neighbours`). Two cheap judges choose which of them to embed:
 
 * *content*: how a piece moves the vector is learnt from the texts embedded so far for this very target, by ridge
   regression of their vectors on the shares of their pieces (:class:`PieceValues`), so most wrong pieces are never sent;
@@ -12,7 +12,7 @@ embedded, and two cheap judges choose:
 
 Both make one score, :func:`score`, which also ranks what was embedded: by cosine alone the population fills with the
 right words in no order, since a mean over tokens hardly minds. No gradient is asked for; the embedder is a black box.
-Measured on the page *What we tried*.
+Explained in chapter 5; measured on the page *What we tried*.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from tutorial_lib.corrector import Corrector
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, TutorialError
 from tutorial_lib.inverter import Inverter
+from tutorial_lib.neighbours import NEAREST, SENSE, Neighbours, PieceValues, Places, Read, score
 from tutorial_lib.search import SOLVED, Inversion, Step
 
 BEAM = 4  # first guesses of the beam
@@ -40,16 +41,18 @@ PARENTS = 96  # best guesses kept ...
 _BRED = 24  # ... of which so many, by what the round asks for, have variants made of them
 _TEMPERATURE = 0.8  # of the samples
 _SLACK = 4  # pieces a variant may be longer than what the weights were trained for
-_MADE = 600  # tries at a variant in a round ...
-_READ = 72  # ... of which so many, the most promising by content, are read for sense
-_ORDERS = 24  # ... and so many more that differ from their parent in order alone
-SENSE = 0.3  # a nat per piece weighs as much as a distance e^0.3 times as large
-_SPREAD = 0.5  # how far that weight strays from round to round, as a share of it
+_MADE = 600  # tries at a random variant in a round ...
+_READ = 40  # ... of which so many, the most promising by content, are read for sense
+_MOVED = 8  # ... and so many more that differ from their parent in order alone
+_CHANGED = 72  # neighbours of the parents that are read too: of those with one other piece ...
+_ORDERS = 24  # ... and of those in another order
+_NOISE = 0.3  # Gumbel noise on the worth of neighbours, by which those to read are drawn
+_POOL = 600  # pieces that neighbours may put in: those proposed most often
+_SPREAD = 0.5  # how far the weight of sense strays from round to round, as a share of it
 _FIRST = 3.0  # parents are drawn by rank, with this mean: the best most often
+_PLACED = 8  # parents read at every place in a round: most of the new ones
 _LIKELY = 8  # the corrector's likeliest pieces at each place of a guess join those to put in
-_LEARNT = 1000  # nearest texts that stay, whenever there are twice as many, to learn the values of pieces from
 _REFIT = 4  # rounds between two fits
-_RIDGE = 1e-2
 _FREQUENT = 2048  # commonest pieces in the softmax by which sense is judged, beside the population's own
 _ROWS = 128  # texts read at once: more fall out of a processor's caches
 
@@ -62,75 +65,14 @@ class Guess:
     cosine: float  # with the target
     embedding: Tensor  # [d]
     ids: tuple[int, ...] = ()  # the embedder's
-    nats: float = 0.0  # per piece, under the inverter
+    nats: float = 0.0  # under the inverter, in all
     rank: float = 0.0  # what cosine and sense make together, :func:`score`
-    read: bool = False  # has the corrector named pieces for its places?
+    places: Places | None = None  # what the inverter says of each place, once it was read
 
-
-def score(cosine: float | np.ndarray, nats: float | np.ndarray, sense: float = SENSE) -> np.ndarray:
-    """Worth of a text from the cosine of its embedding with the target and its nats per piece under the inverter.
-
-    Minus the logarithm of the distance, so that halving it counts the same near and far, less what the inverter minds.
-    """
-    return -np.log(np.maximum(1 - np.asarray(cosine), 1e-7)) - sense * np.asarray(nats)
-
-
-class PieceValues:
-    """What a piece does to the vector, learnt from the texts embedded so far for one target.
-
-    Ridge regression of unit embeddings [d] on the shares of pieces in the text, near texts counting most. A mean over
-    tokens is nearly linear in these shares, and what is not, the order above all, is averaged out.
-    """
-
-    def __init__(self) -> None:
-        self._texts: list[tuple[int, ...]] = []
-        self._vectors: list[np.ndarray] = []
-        self._cosines: list[float] = []
-        self._column: dict[int, int] = {}
-        self._effects = np.zeros((0, 0), dtype=np.float32)  # [pieces, d]
-
-    def add(self, ids: tuple[int, ...], embedding: np.ndarray, cosine: float) -> None:
-        """Remember an embedded text; only the nearest ones stay."""
-        self._texts.append(ids)
-        self._vectors.append(embedding)
-        self._cosines.append(cosine)
-        if len(self._texts) >= 2 * _LEARNT:
-            kept = np.argsort(-np.array(self._cosines), kind="stable")[:_LEARNT]
-            self._texts = [self._texts[i] for i in kept]
-            self._vectors = [self._vectors[i] for i in kept]
-            self._cosines = [self._cosines[i] for i in kept]
-
-    def fit(self) -> None:
-        """Learn from everything remembered."""
-        self._column = {}
-        for text in self._texts:
-            for piece in text:
-                self._column.setdefault(piece, len(self._column))
-        shares, vectors = self._shares(self._texts), np.stack(self._vectors).astype(np.float64)
-        shares -= shares.mean(0)
-        vectors -= vectors.mean(0)
-        cosines = np.array(self._cosines)
-        weighted = shares * (np.exp(12 * (cosines - cosines.max())) + 0.02)[:, None]
-        gram = shares.T @ weighted + _RIDGE * np.eye(shares.shape[1])
-        self._effects = np.linalg.solve(gram, weighted.T @ vectors).astype(np.float32)
-
-    def moved(self, texts: Sequence[tuple[int, ...]], parents: Sequence[Guess]) -> np.ndarray:
-        """Expected unit embeddings float64 [n, d] of texts, each made from a parent whose embedding is known."""
-        change = self._shares(texts) - self._shares([parent.ids for parent in parents])
-        known = torch.stack([parent.embedding for parent in parents]).cpu().double().numpy()
-        known /= np.linalg.norm(known, axis=1, keepdims=True)
-        expected = known + change @ self._effects
-        return expected / np.linalg.norm(expected, axis=1, keepdims=True)
-
-    def _shares(self, texts: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """[n, pieces]: the share of each known piece in each text."""
-        out = np.zeros((len(texts), len(self._column)))
-        for row, text in zip(out, texts, strict=True):
-            for piece in text:
-                column = self._column.get(piece)
-                if column is not None:
-                    row[column] += 1 / len(text)
-        return out
+    @property
+    def unit(self) -> np.ndarray:
+        """float32 [d]: its embedding, of length 1."""
+        return functional.normalize(self.embedding.float(), dim=0).cpu().numpy()
 
 
 class Population:
@@ -148,6 +90,7 @@ class Population:
         self.pieces: Counter[int] = Counter()  # how often a piece was proposed
         self.tried: set[tuple[int, ...]] = set()
         self.nats: dict[str, float] = {}  # of the variants read in this round
+        self.known: dict[int, int] = {}  # all pieces met so far, in that order: columns of readings
         self.rounds = 0
         self.seen: set[str] = set()
         self.best: list[Guess] = []  # of all that was embedded, by rank
@@ -180,7 +123,7 @@ def breed(
     target: half of them sampled first guesses until :data:`SAMPLES` are used up, the rest variants of the best texts
     met so far. A text leaves the search when its cosine is about 1, when nothing new can be made of its guesses,
     or when its next round could exceed ``max_queries``. ``on_step(step, rows)`` is called after every round with the
-    best guess of each text. Deterministic. Every text still searched holds about 4 MB.
+    best guess of each text. Deterministic. Every text still searched holds about 6 MB.
 
     For texts of more than twelve pieces; of shorter ones :func:`tutorial_lib.invert` with local edits finds as many.
 
@@ -278,9 +221,8 @@ class Variants:
         """The next ``count`` texts to embed: sampled first guesses at first, and variants."""
         if not population.rounds:
             self.sample(population)
-        unread = next((guess for guess in population.best if not guess.read), None)
-        if unread is not None:
-            unread.read = True
+        unread = [guess for guess in population.best[:_BRED] if guess.places is None][:_PLACED]
+        if unread:
             self.read(population, unread)
         sampled: list[str] = []
         while population.samples and len(sampled) < -(-count // 2):
@@ -318,13 +260,12 @@ class Variants:
             guess.nats = population.nats[guess.text]
             guess.rank = float(score(guess.cosine, guess.nats))
             population.tried.add(guess.ids)
-            unit = functional.normalize(guess.embedding.float(), dim=0).cpu().numpy()
-            population.values.add(guess.ids, unit, guess.cosine)
+            population.values.add(guess.ids, guess.unit, guess.cosine)
             population.add(guess)
 
     @torch.inference_mode()
     def nats(self, population: Population, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Texts as embedder ids -> nats per piece under the inverter, float64 [n]; lower makes more sense."""
+        """Texts as embedder ids -> nats under the inverter, float64 [n]; lower makes more sense."""
         model, out = self.inverter, np.zeros(len(texts))
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for offset in range(0, len(order), _ROWS):
@@ -337,45 +278,59 @@ class Variants:
                 logits = functional.linear(states, model.backbone.lm_head.weight[columns]).float()
             chosen = logits.gather(2, place[labels][:, :, None])[:, :, 0] - logits.logsumexp(2)
             kept = labels != model.pad
-            out[part] = (-(chosen * kept).sum(1) / kept.sum(1)).cpu().double().numpy()
+            out[part] = -(chosen * kept).sum(1).cpu().double().numpy()
         return out
 
     @torch.inference_mode()
-    def read(self, population: Population, guess: Guess) -> None:
-        """Let the corrector name pieces for the places of a guess."""
-        ids = self.corrector.to_model_ids([guess.ids])
-        likely = self.corrector.next_pieces(population.target[None], ids, guess.embedding[None])[0]  # [t, V]
-        likely[:, self._special] = -torch.inf
-        top = likely.topk(min(_LIKELY, likely.shape[1] - len(self._special)), dim=1)
-        pieces = self.corrector.to_embedder_ids(top.indices)
-        for at, chances in zip(pieces, top.values.exp().tolist(), strict=True):
-            for piece, chance in zip(at, chances, strict=True):
-                population.pieces[piece] += 2 * chance  # type: ignore[assignment]
+    def read(self, population: Population, guesses: Sequence[Guess]) -> None:
+        """Let the corrector name pieces for the places of guesses, and the inverter say how likely known ones are."""
+        rows = [guess.ids for guess in guesses]
+        ids = self.corrector.to_model_ids(rows)
+        embeddings = torch.stack([guess.embedding for guess in guesses])
+        likely = self.corrector.next_pieces(population.target.expand(len(rows), -1), ids, embeddings)  # [n, t, V]
+        likely[:, :, self._special] = -torch.inf
+        top = likely.topk(min(_LIKELY, likely.shape[2] - len(self._special)), dim=2)
+        for row, indices, values in zip(rows, top.indices, top.values, strict=True):
+            pieces = self.corrector.to_embedder_ids(indices[: len(row) + 1])
+            for at, chances in zip(pieces, values[: len(row) + 1].exp().tolist(), strict=True):
+                for piece, chance in zip(at, chances, strict=True):
+                    population.pieces[piece] += 2 * chance  # type: ignore[assignment]
+        for piece in (*population.pieces, *(piece for row in rows for piece in row)):
+            population.known.setdefault(piece, len(population.known))
+        model = self.inverter
+        labels, known = model.to_model_ids(rows), model.to_model_ids([list(population.known)])[0, :-1]
+        columns = population.columns.index_fill(0, labels.flatten(), True).index_fill(0, known, True)
+        place = columns.cumsum(0) - 1  # of a piece among the columns
+        with model.autocast():
+            states = model.decoder_states(population.encoded.expand(len(labels), -1, -1), None, labels)
+            logits = functional.linear(states, model.backbone.lm_head.weight[columns]).float()
+        chances = logits.log_softmax(2)
+        pieces, ends = chances[:, :, place[known]].cpu().numpy(), chances[:, :, place[model.end]].cpu().numpy()
+        for guess, at, end in zip(guesses, pieces, ends, strict=True):
+            t = len(guess.ids) + 1
+            guess.places = Places(at[:t].copy(), end[:t].copy())  # copies, or they would keep all rows
 
     def propose(self, population: Population, longest: int) -> list[str]:
         """New variants of the best guesses, of up to ``longest`` pieces, the most promising first: at most
-        ``_READ + _ORDERS``. No query is spent."""
-        parents = population.best
+        ``_READ + _MOVED + _CHANGED + _ORDERS``. No query is spent."""
         # How much sense counts differs from round to round, lest the population become one text's relatives.
         sense = SENSE * population.rng.uniform(1 - _SPREAD, 1 + _SPREAD)
-        worth = score(np.array([p.cosine for p in parents]), np.array([p.nats for p in parents]), sense)
-        made = make(population, [parents[index] for index in np.argsort(-worth, kind="stable")[:_BRED]], longest)
+        worth = score(
+            np.array([guess.cosine for guess in population.best]),
+            np.array([guess.nats for guess in population.best]),
+            sense,
+        )
+        parents = [population.best[index] for index in np.argsort(-worth, kind="stable")[:_BRED]]
+        made = make(population, parents, longest)
         if population.rounds % _REFIT == 0:
             population.values.fit()
         population.rounds += 1
-        if not made:
+        expected = {**self.promising(population, made), **self.near(population, parents, longest, sense)}
+        if not expected:
             return []
-        texts = list(made)
-        cosines = population.values.moved(texts, list(made.values())) @ population.unit
-        # Nobody knows distances so well as to tell apart what is nearer than this.
-        worth = np.minimum(cosines, 1 - 2e-3)
-        # Of those that only change the order, whose content is their parent's, some are read whatever it is worth.
-        same = np.array([sorted(text) == sorted(parent.ids) for text, parent in made.items()])
-        ordered = population.rng.permutation(np.flatnonzero(same))[:_ORDERS]
-        rest = np.setdiff1d(np.argsort(-worth, kind="stable")[:_READ], ordered)
-        first = np.concatenate([ordered, rest])
+        texts, cosines = list(expected), np.minimum(list(expected.values()), NEAREST)
         new: dict[str, int] = {}
-        for index, text in zip(first, self.embedder.decode([texts[index] for index in first]), strict=True):
+        for index, text in enumerate(self.embedder.decode(texts)):
             if text in population.seen:
                 population.tried.add(texts[index])  # other pieces for a known text: not made again
             else:
@@ -383,8 +338,38 @@ class Variants:
         rows = list(new.values())
         nats = self.nats(population, [texts[index] for index in rows])
         population.nats = dict(zip(new, nats.tolist(), strict=True))
-        merit = score(worth[rows], nats, sense)
+        merit = score(cosines[rows], nats, sense)
         return [list(new)[index] for index in np.argsort(-merit, kind="stable")]
+
+    def promising(self, population: Population, made: dict[tuple[int, ...], Guess]) -> dict[tuple[int, ...], float]:
+        """Of random variants those to read, with the cosines expected of them."""
+        if not made:
+            return {}
+        texts, parents = list(made), list(made.values())
+        known = np.stack([parent.unit for parent in parents]).astype(np.float64)
+        cosines = population.values.moved(texts, [parent.ids for parent in parents], known) @ population.unit
+        # Of those that only change the order, whose content is their parent's, some are read whatever it is worth.
+        same = np.array([sorted(text) == sorted(parent.ids) for text, parent in made.items()])
+        moved = population.rng.permutation(np.flatnonzero(same))[:_MOVED]
+        rest = np.setdiff1d(np.argsort(-np.minimum(cosines, NEAREST), kind="stable")[:_READ], moved, assume_unique=True)
+        return {texts[index]: float(cosines[index]) for index in (*moved, *rest)}
+
+    def near(
+        self, population: Population, parents: Sequence[Guess], longest: int, sense: float
+    ) -> dict[tuple[int, ...], float]:
+        """Of all texts one change away from the parents those to read, with the cosines expected of them."""
+        read = [Read(p.ids, p.unit, p.cosine, p.places) for p in parents if p.places is not None]
+        counts = np.array([population.pieces[piece] for piece in population.known])
+        pool = np.argsort(-counts, kind="stable")[:_POOL]
+        beside = Neighbours(population.values, population.unit, population.known, pool, sense)
+        out: dict[tuple[int, ...], float] = {}
+        for found, count in (
+            (beside.changed(read, longest, 4 * _CHANGED, _NOISE, population.rng), _CHANGED),
+            (beside.reordered(read, 4 * _ORDERS, _NOISE, population.rng), _ORDERS),
+        ):
+            fresh = [text for text in found if text not in population.tried and text not in out][:count]
+            out.update((text, found[text][1]) for text in fresh)
+        return out
 
 
 def make(
