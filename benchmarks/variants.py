@@ -4,8 +4,8 @@
 
 Every row is the same search over the same texts with one part taken away: sense (texts ranked by cosine alone), content
 (the values of pieces, so that a variant counts as near as its parent), the neighbours of good guesses (as many random
-variants are read instead), the sampled first guesses, or all of it (chapter
-3's search with local edits instead). Rows are printed as they finish; each text of a row may spend ``--queries``.
+variants are read instead), the sampled first guesses, or all of it (chapter 3's search with local edits instead). Rows
+are printed as they finish; each text of a row may spend ``--queries``.
 """
 
 from __future__ import annotations
