@@ -2,7 +2,7 @@
 
 One reading of a guess by the inverter says how likely each known piece is at each of its places (:class:`Places`), and
 :class:`PieceValues` foresees what a piece does to the vector. Together they price every replacement, insertion and
-omission of a piece, and every exchange of two neighbouring runs, tens of thousands of texts, by a few matrix products.
+omission of a piece, and every exchange of two neighbouring runs, some hundred thousand texts, by a few matrix products.
 Only the best of them are read in full. The prices are rough: of the joins that a change makes, those are counted whose
 probability the one reading holds. Used by :mod:`tutorial_lib.variants`; measured on the page *What we tried*.
 """
