@@ -140,7 +140,7 @@ QUESTIONS: dict[str, tuple[str, tuple[Setting, ...]]] = {
     "optimizer": ("inverter", (DEFAULT, Setting("AdamW", {"optimizer": "adamw"}),
                                Setting("AdamW, rate 0.001", {"optimizer": "adamw", "learning_rate": 1e-3}))),
     "inverter rate": ("inverter", (DEFAULT, *_rates(1e-3, 2e-3, 8e-3))),
-    "batch": ("inverter", (DEFAULT, *_batches(64, 128, 512))),
+    "batch": ("inverter", (DEFAULT, *_batches(64, 128, 256, 512))),
     "token table": ("inverter", (DEFAULT, Setting("random start", alter=random_table),
                                  Setting("frozen", alter=frozen_table))),
     "whitening": ("inverter", (DEFAULT, Setting("none", alter=no_whitening))),
@@ -262,7 +262,9 @@ def plan(given: argparse.Namespace) -> Iterator[tuple[str, str, Setting, int]]:
         for question in given.questions:
             kind, settings = QUESTIONS[question]
             for setting in settings:
-                yield question, kind, setting, seed
+                # what the command line makes the default is no rival of it
+                if setting is DEFAULT or setting.changes != {"batch_size": given.batch_size}:
+                    yield question, kind, setting, seed
 
 
 def shared(given: argparse.Namespace) -> str:

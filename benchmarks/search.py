@@ -1,11 +1,11 @@
 """Where the search spends its time, and how fast it is beside the published loop written out plainly.
 
-    python benchmarks/search.py [--n 32] [--steps 50] [--beam 8] [--threads 2] [--profile-only] [--json]
+    python benchmarks/search.py [--n 32] [--steps 50] [--beam 8] [--max-tokens 6] [--threads 2] [--profile-only] [--json]
     python benchmarks/search.py --embedder gtr-base-mean --inverter jxm/gtr__nq__32 \\
-        --corrector jxm/gtr__nq__32__correct --batch 8     # the paper's weights, on a GPU
+        --corrector jxm/gtr__nq__32__correct --max-tokens 32 --batch 8     # the paper's weights, on a GPU
 
 Both sides get the same weights, texts, steps and beam, in one process, one after the other. The plain loop
-is what Morris et al. (2023, section 4) describe and nothing more: every round it decodes `beam` candidates
+is what Morris et al. (2023, section 3) describe and nothing more: every round it decodes `beam` candidates
 from each of the `beam` guesses in float32, embeds every candidate whether met before or not, keeps the `beam`
 nearest by cosine, and never stops early. (The published code ranks by language-model probability; ranking by
 cosine is the better of the two, so the comparison is not made easier than it should be. A corrector that reads
@@ -129,6 +129,7 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=32, help="held-out passages")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--beam", type=int, default=8)
+    parser.add_argument("--max-tokens", type=int, default=6, help="word pieces in a passage, as in chapter 3")
     parser.add_argument("--batch", type=int, default=32, help="texts at once in the plain loop")
     parser.add_argument("--embedder", default="all-MiniLM-L6-v2", help="name or folder")
     parser.add_argument("--inverter", help="name or folder (default: the embedder's)")
@@ -144,7 +145,7 @@ def main() -> int:
     named = arguments.inverter or arguments.embedder
     inverter = Inverter.from_pretrained(named).to(embedder.device)
     corrector = Corrector.from_pretrained(arguments.corrector or named).to(embedder.device)
-    texts = passages(arguments.corpus, "test", inverter.config.max_tokens, arguments.n, embedder=embedder)
+    texts = passages(arguments.corpus, "test", arguments.max_tokens, arguments.n, embedder=embedder)
     vectors = embedder.encode(texts)
     search = (embedder, inverter, corrector)
     invert(vectors[:2], *search, steps=2, beam_width=arguments.beam)  # first calls allocate and compile

@@ -73,6 +73,7 @@ def test_estimate_prints_value_interval_and_n():
     assert str(Estimate(0.84219, 0.83611, 0.84801, 200)) == "0.842 (0.836–0.848, n = 200)"
     assert str(Estimate(40.0, 20.0, 60.0, 5)) == "40.0 (20.0–60.0, n = 5)"
     assert f"{Estimate(0.5, 0.4, 0.6, 9):.2f}" == "0.50 (0.40–0.60, n = 9)"
+    assert str(Estimate(1.9, -0.3, 4.1, 9)) == "1.9 (-0.3 to 4.1, n = 9)"
 
 
 def test_estimate_of_one_text_has_no_interval():

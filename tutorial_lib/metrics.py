@@ -51,7 +51,8 @@ class Estimate:
         value = format(self.value, spec)
         if math.isnan(self.low) or math.isnan(self.high):
             return f"{value} (n = {self.n})"
-        return f"{value} ({format(self.low, spec)}–{format(self.high, spec)}, n = {self.n})"
+        between = " to " if self.low < 0 else "–"  # a dash beside a minus sign is read as another
+        return f"{value} ({format(self.low, spec)}{between}{format(self.high, spec)}, n = {self.n})"
 
     def __str__(self) -> str:
         return format(self, "")

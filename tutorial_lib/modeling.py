@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from tutorial_lib.beam import beam_search
 from tutorial_lib.errors import VectorError
 
 #: Model ids of the special tokens, the same in every vocabulary built by :func:`build_vocabulary`.
@@ -410,38 +411,52 @@ class VectorToText(PreTrainedModel):
         length: int,
         aligned: Tensor | None = None,
     ) -> Candidates:
-        """Decode [n, s, width] into ``candidates`` texts each: beam search, or sampling at a temperature."""
-        n = len(inputs)
-        # Nothing but the end mark may follow the last piece allowed, or beams would differ in what is cut off.
-        options: dict[str, Any] = {
-            "max_new_tokens": length + 1, "num_return_sequences": candidates, "forced_eos_token_id": self.end,
-        }  # fmt: skip
-        if temperature > 0:
-            drawing = LogitsProcessorList([_Draw(temperature)])
-            options |= {"num_beams": 1, "num_return_sequences": 1, "logits_processor": drawing}
-        else:
-            options |= {"num_beams": max(beams, candidates), "length_penalty": 1.0}
-        copies = candidates if temperature > 0 else 1  # of each row; beams are copied by generate
-        if aligned is not None:
-            options["aligned"] = _cut(aligned, length + 1).repeat_interleave(copies, 0)
+        """Decode [n, s, width] into ``candidates`` texts each: the likeliest, or sampled at a temperature."""
+        beams = max(beams, candidates)
         # Autocast casts a weight once inside this block; the encoder runs once however many candidates.
         with self.autocast():
             encoded = self.encode(inputs, mask)
-            mask = mask if mask is not None else torch.ones(inputs.shape[:2], device=self.device)
-            out = self.backbone.generate(
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded.repeat_interleave(copies, 0)),
-                attention_mask=mask.repeat_interleave(copies, 0),
-                do_sample=False,
-                return_dict_in_generate=True,
-                output_scores=options["num_beams"] > 1,  # without it the beams' own scores are dropped too
-                **options,
-            )
-        ids = out.sequences[:, 1:].reshape(n, candidates, -1)
-        ended = (ids == self.end).cumsum(2) - (ids == self.end).long()  # beams repeat a forced end mark
-        ids = ids.masked_fill(ended > 0, self.pad)
-        scores = getattr(out, "sequences_scores", None)
-        scores = torch.zeros(n, candidates) if scores is None else scores.reshape(n, candidates).float()
-        return Candidates(ids, scores)
+            aligned = None if aligned is None else _cut(aligned, length + 1)
+            if beams > 1 and temperature == 0:
+                ids, scores = beam_search(
+                    self.backbone, encoded, mask, beams=beams, length=length, aligned=aligned
+                )
+                ids, scores = ids[:, :candidates], scores[:, :candidates]
+            else:
+                ids = self._one_by_one(encoded, mask, candidates, temperature, length, aligned)
+                scores = torch.zeros(ids.shape[:2])
+        written = (ids != self.pad).any(0).any(0).sum()  # as wide as the longest
+        return Candidates(ids[:, :, : max(1, int(written))], scores)
+
+    def _one_by_one(
+        self,
+        encoded: Tensor,
+        mask: Tensor | None,
+        candidates: int,
+        temperature: float,
+        length: int,
+        aligned: Tensor | None,
+    ) -> Tensor:
+        """Encoder states [n, s, width] -> ids [n, candidates, t]: the likeliest piece at each place, or a draw."""
+        mask = mask if mask is not None else torch.ones(encoded.shape[:2], device=self.device)
+        options: dict[str, Any] = {}
+        if temperature > 0:
+            options["logits_processor"] = LogitsProcessorList([_Draw(temperature)])
+        if aligned is not None:
+            options["aligned"] = aligned.repeat_interleave(candidates, 0)
+        ids = self.backbone.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.repeat_interleave(candidates, 0)),
+            attention_mask=mask.repeat_interleave(candidates, 0),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=length + 1,
+            # Nothing but the end mark may follow the last piece allowed, or texts would differ in what is cut off.
+            forced_eos_token_id=self.end,
+            **options,
+        )
+        ids = ids[:, 1:].reshape(len(encoded), candidates, -1)
+        ended = (ids == self.end).cumsum(2) - (ids == self.end).long()
+        return ids.masked_fill(ended > 0, self.pad)
 
 
 class _Draw(LogitsProcessor):

@@ -1,8 +1,9 @@
 """Correct, re-embed, rank by cosine, keep the best, stop: inversion as search in embedding space.
 
-Morris et al. (2023, section 4) repeat *correct -> re-embed* with a beam ranked by language-model probability.
-Here candidates are ranked by the only thing that matters, the cosine of their embedding with the target, and the
-search is best-first: each round expands the ``beam_width`` best guesses that were not expanded before, so no
+Morris et al. (2023, section 3) repeat *correct -> re-embed* with a beam ranked by distance in embedding space; their
+released code ranks it by language-model probability unless told otherwise, and returns the last round's best. Here
+candidates are always ranked by the cosine of their embedding with the target, and the search is best-first: each
+round expands the ``beam_width`` best guesses that were not expanded before, so no
 query is spent twice on one text and the best guess so far is never lost. Explained in chapter 3.
 """
 

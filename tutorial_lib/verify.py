@@ -193,7 +193,7 @@ def _badges(book: Book) -> str:
 
 
 def _chapter_table(book: Book, folder: str) -> str:
-    rows = ["| chapter | two CPU cores | T4 | |", "|---|---|---|---|"]
+    rows = ["| chapter | two CPU cores | T4, estimated | |", "|---|---|---|---|"]
     for stem, path in book.sources.items():
         title = re.search(r"^# (.+)$", path.read_text(encoding="utf-8"), re.M)
         minutes = ((book.profiles.get("chapters") or {}).get(stem) or {}).get("minutes") or {}
