@@ -1,6 +1,6 @@
 """Where the search spends its time, and how fast it is beside the published loop written out plainly.
 
-    python benchmarks/search.py [--n 32] [--steps 50] [--beam 8] [--max-tokens 6] [--threads 2] [--profile-only] [--json]
+    python benchmarks/search.py [--n 32] [--steps 50] [--beam 8] [--max-tokens 6] [--threads 2] [--profile-only]
     python benchmarks/search.py --embedder gtr-base-mean --inverter jxm/gtr__nq__32 \\
         --corrector jxm/gtr__nq__32__correct --max-tokens 32 --batch 8     # the paper's weights, on a GPU
 

@@ -21,7 +21,7 @@ def lively(make_tiny: Any, seed: int) -> Any:
     with torch.no_grad():
         for name, value in t5.named_parameters():
             if value.ndim == 2:
-                value.copy_(torch.randn(value.shape, generator=rng) * (1.0 if "shared" in name else 0.5))
+                value.copy_(torch.randn(value.shape, generator=rng) * 0.5)
         t5.shared.weight[t5.config.eos_token_id] *= 2  # a long vector is now very likely, now very unlikely
     return t5.eval()
 
@@ -61,9 +61,14 @@ def test_the_same_texts_and_scores_as_generate(make_tiny: Any, beams: int, shown
             ids, scores = beam_search(t5, encoded, mask, beams=beams, length=LENGTH, aligned=aligned)
             wanted, wanted_scores = by_transformers(t5, encoded, mask, beams, LENGTH, aligned)
         assert ids.shape == (ROWS, beams, LENGTH + 1)
-        end = t5.config.eos_token_id
-        assert texts_of(ids, end) == texts_of(wanted, end)
         assert torch.allclose(scores, wanted_scores, atol=1e-4)
+        end = t5.config.eos_token_id
+        for found, expected, score in zip(texts_of(ids, end), texts_of(wanted, end), scores, strict=True):
+            # Random networks repeat themselves, and some texts are equally likely: their order, and which of them
+            # is the last that is kept, is chance.
+            clear = int((score > score[-1] + 1e-3).sum())
+            assert set(found[:clear]) == set(expected[:clear])
+            assert len(set(found)) == beams
         lengths |= {len(text) for row in texts_of(ids, end) for text in row}
     assert min(lengths) < LENGTH == max(lengths)  # some end by themselves, some are cut
 

@@ -101,9 +101,8 @@ def audit(
             "sample": sample,
             "shard": f"{part} of {parts}",
             "steps": steps,
-            "beam width": beam_width,
-            "edits": edits,
-            **({"variants": variants} if variants else {}),
+            # What the search that was asked for uses, and nothing else.
+            **({"variants": variants} if variants else {"beam width": beam_width, "edits": edits}),
             "seed": seed,
             "shown": show,
             # A digest, so that another list is noticed and no name is written down.
