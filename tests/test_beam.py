@@ -19,7 +19,7 @@ def lively(make_tiny: Any, seed: int) -> Any:
     t5 = make_tiny(Inverter, seed=seed).backbone
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, value in t5.named_parameters():
+        for value in t5.parameters():
             if value.ndim == 2:
                 value.copy_(torch.randn(value.shape, generator=rng) * 0.5)
         t5.shared.weight[t5.config.eos_token_id] *= 2  # a long vector is now very likely, now very unlikely
