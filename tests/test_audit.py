@@ -10,17 +10,18 @@ import sqlite3
 import stat
 import sys
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tutorial_lib.audit import add_parser, audit, merge, run
+from tutorial_lib.audit import _finished, add_parser, audit, merge, run
 from tutorial_lib.audit_journal import Journal
 from tutorial_lib.audit_report import OWASP, summarise
-from tutorial_lib.audit_sample import scan
-from tutorial_lib.errors import StoreError, TutorialError, VectorError
+from tutorial_lib.audit_sample import scaled_like, scan
+from tutorial_lib.errors import CheckpointError, StoreError, TextError, TutorialError, VectorError
 from tutorial_lib.privacy import SecretRotation, unit
 from tutorial_lib.stores import open_store
 
@@ -70,9 +71,9 @@ class Lookup:
             self.calls += 1
             if self.stop_after is not None and self.calls > self.stop_after:
                 raise KeyboardInterrupt
-        found = [TEXTS[i] for i in (vectors @ self.vectors.T).argmax(axis=1)]
+        found = [TEXTS[i] for i in (vectors @ unit(self.vectors).T).argmax(axis=1)]
         texts = found if steps else [" ".join(t.split()[:-1]) for t in found]
-        cosines = np.sum(embedder.encode(texts) * vectors, axis=1)
+        cosines = np.sum(unit(embedder.encode(texts)) * unit(vectors), axis=1)
         return Inversion(texts, cosines, np.full(len(texts), steps + 1))
 
 
@@ -96,8 +97,13 @@ def save(folder, embedder, *, texts=True, vectors=None):
 
 
 def run_audit(url, embedder, out, **options):
-    options = {"sample": 40, "steps": 3, "batch_size": 8, "invert": Lookup(embedder)} | options
-    return audit(url, embedder, INVERTER, None, out=out, **options)
+    options = {"sample": 40, "steps": 3, "batch_size": 8, "corrector": None, "invert": Lookup(embedder)} | options
+    return audit(url, embedder, INVERTER, out=out, **options)
+
+
+def strict(text):
+    """JSON as strict parsers take it: without NaN and Infinity."""
+    return json.loads(text, parse_constant=pytest.fail)
 
 
 def test_a_store_that_leaks(tmp_path, embedder):
@@ -115,7 +121,7 @@ def test_a_store_that_leaks(tmp_path, embedder):
     assert report.queries >= 80 * 4
     assert any("20 of 80 texts are longer than the 8" in reason for reason in report.not_judged)
     assert (tmp_path / "store.parquet").read_bytes() == before  # never written to
-    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    written = strict((tmp_path / "out" / "report.json").read_text())
     assert written["exact"]["n"] == 80
     assert written["standard"] == OWASP
 
@@ -129,11 +135,101 @@ def test_longer_texts_may_be_bred(tmp_path, embedder, monkeypatch):
 
     monkeypatch.setattr("tutorial_lib.variants.breed", breed)
     url = save(tmp_path, embedder)
-    report = run_audit(url, embedder, tmp_path / "out", sample=10, variants=16, invert=Lookup(embedder, stop_after=0))
+    options = {"sample": 10, "corrector": INVERTER}
+    never = Lookup(embedder, stop_after=0)
+    report = run_audit(url, embedder, tmp_path / "out", variants=16, invert=never, **options)
     assert (report.exact.value, report.exact.n) == (100.0, 10)
     assert asked == [(3, 16)] * 2
+    assert report.settings["variants"] == 16
+    assert not {"beam width", "edits"} & set(report.settings)
     with pytest.raises(TutorialError, match="variants"):
-        run_audit(url, embedder, tmp_path / "out", sample=10)
+        run_audit(url, embedder, tmp_path / "out", **options)
+    settings = run_audit(url, embedder, tmp_path / "corrected", **options).settings
+    assert (settings["beam width"], settings["edits"]) == (4, 32)
+    assert "variants" not in settings
+
+
+class Long(Embedder):
+    """The same without a normalisation at its end: every vector has the length 5."""
+
+    def encode(self, texts, **_):
+        return 5 * super().encode(texts)
+
+
+class Measuring(Lookup):
+    """Notes the lengths of the vectors it is asked to invert, the store's and the noise."""
+
+    def __call__(self, vectors, *models, **options):
+        self.lengths = [*getattr(self, "lengths", []), *np.linalg.norm(vectors, axis=1)]
+        return super().__call__(vectors, *models, **options)
+
+
+def test_vectors_keep_the_length_that_the_inverter_was_trained_with(tmp_path, embedder):
+    (tmp_path / "long").mkdir()
+    long = Long()
+    invert, calls = Measuring(long), []
+    encode, long.encode = long.encode, lambda texts, **_: calls.append(list(texts)) or encode(texts)
+    report = run_audit(save(tmp_path / "long", long), long, tmp_path / "out1", invert=invert)
+    assert report.exact.value == 100.0
+    lengths, noise = np.delete(invert.lengths, np.s_[32:64]), invert.lengths[32:64]  # 32 to see whether it fits
+    assert len(lengths) == 32 + 40
+    np.testing.assert_allclose(lengths, 5, rtol=1e-5)
+    assert 2 < np.mean(noise) < 8  # the sample's own mean and spread
+    assert np.std(noise) > 0.01
+    assert sum("sun" in " ".join(texts) for texts in calls) == 1  # measured once, not with every batch
+
+    # A store of a unit embedder may keep another length: whole numbers, here.
+    np.save(tmp_path / "int8.npy", np.rint(100 * embedder.encode(TEXTS)).astype(np.int8))
+    invert = Measuring(embedder)
+    run_audit(f"npy:{tmp_path}/int8.npy", embedder, tmp_path / "out2", invert=invert)
+    np.testing.assert_allclose(invert.lengths, 1, rtol=1e-5)
+
+
+def test_scaled_like_follows_the_embedder(embedder):
+    vectors = np.array([[3.0, 4.0], [0.0, 2.0]])
+    np.testing.assert_allclose(scaled_like(embedder, vectors), [[0.6, 0.8], [0, 1]], rtol=1e-6)
+    table = SimpleNamespace(closed=True)  # has no encode: nobody may ask
+    for other in (Long(), table):
+        kept = scaled_like(other, vectors)
+        np.testing.assert_array_equal(kept, vectors)
+        assert kept.dtype == np.float32
+
+
+def test_wrong_values_leave_the_folder_to_the_next_run(tmp_path, embedder):
+    url, out = save(tmp_path, embedder), tmp_path / "out"
+    wrong = {"sample": 0, "steps": -1, "beam_width": 0, "edits": -1, "variants": -1, "seed": -1, "batch_size": 0}
+    for name, value in wrong.items():
+        with pytest.raises(TutorialError, match=rf"^{name}={value} was asked for: use a whole number of at least \d$"):
+            run_audit(url, embedder, out, **{name: value})
+    for options in ({"variants": 4}, {"invert": None}):
+        with pytest.raises(TutorialError, match="steps=3 was asked for without a corrector"):
+            run_audit(url, embedder, out, **options)
+    stranger = SimpleNamespace(config=SimpleNamespace(embedder_name="another", _name_or_path="weights"))
+    with pytest.raises(CheckpointError, match="weights was made for another and the embedder is toy"):
+        run_audit(url, embedder, out, corrector=stranger)
+    embedder.closed = True
+    with pytest.raises(TutorialError, match="toy is a table with nobody to ask"):
+        run_audit(url, embedder, out)
+    del embedder.closed
+    assert not out.exists()
+    assert run_audit(url, embedder, out).rows == 40
+
+
+def test_a_first_guess_needs_no_corrector(tmp_path, embedder):
+    url = save(tmp_path, embedder)
+    report = run_audit(url, embedder, tmp_path / "out", steps=0, variants=16, corrector=INVERTER)
+    assert (report.settings["corrector"], report.exact.value) == ("", 0.0)  # the lookup leaves out a word
+    assert "variants" not in report.settings
+
+
+def test_what_has_no_value_is_null(tmp_path, embedder):
+    report = run_audit(save(tmp_path, embedder), embedder, tmp_path / "one", sample=1)
+    assert "nan" not in report.to_text()
+    written = strict((tmp_path / "one" / "report.json").read_text())
+    assert written["f1"] == {"value": 100.0, "low": None, "high": None, "n": 1}
+    np.save(tmp_path / "wide.npy", np.ones((9, D + 1), dtype=np.float32))
+    run_audit(f"npy:{tmp_path}/wide.npy", embedder, tmp_path / "wide")
+    assert strict((tmp_path / "wide" / "report.json").read_text())["fit"]["cosine"] is None
 
 
 def test_texts_are_masked_unless_shown(tmp_path, embedder):
@@ -248,8 +344,8 @@ def test_rows_that_cannot_be_used(tmp_path, embedder):
         )
     with pytest.raises(StoreError, match="no parquet store"):
         run_audit(f"parquet:{tmp_path}/gone.parquet", embedder, tmp_path / "gone")
-    with pytest.raises(TutorialError, match="sample of 0 rows"):
-        run_audit(save(tmp_path, embedder), embedder, tmp_path / "zero", sample=0)
+    with open_store(save(tmp_path, embedder)) as store, pytest.raises(TutorialError, match="sample of 0 rows"):
+        scan(store, 0)
 
 
 def test_the_sample_is_uniform_and_without_repeats(tmp_path):
@@ -272,6 +368,43 @@ def test_the_out_folder_must_be_writable(tmp_path, embedder):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot write to"):
         Journal(tmp_path / "file" / "out", {}, resume=True)
+
+
+def test_a_text_may_hold_any_separator(tmp_path):
+    entry = {"guess": "one\u2028two\u2029three\u0085four\x0bfive\x1csix\r\nseven"}
+    Journal(tmp_path, {"of": "a"}, resume=True).append(entry)
+    assert Journal(tmp_path, {"of": "a"}, resume=True).entries == [{"settings": {"of": "a"}}, entry]
+    Journal(tmp_path, {"of": "a"}, resume=True).append({"done": True})
+    assert _finished(tmp_path)[1] == entry
+    (tmp_path / "journal.jsonl").write_bytes(b"{}\n\xff\n")
+    with pytest.raises(TutorialError, match=r"line 2 of .* is damaged"):
+        _finished(tmp_path)
+
+
+def test_a_disk_that_fills_up_leaves_no_half_line(tmp_path, monkeypatch):
+    journal, write, room = Journal(tmp_path, {}, resume=True), os.write, [9, 9, 10**6]
+
+    @contextmanager
+    def nearly_full():
+        """Writes a few bytes at a time, then none."""
+
+        def part(descriptor, data):
+            if not room:
+                raise OSError(28, "No space left on device")
+            return write(descriptor, data[: room.pop(0)])
+
+        with monkeypatch.context() as patch:
+            patch.setattr("tutorial_lib.audit_journal.os.write", part)
+            yield
+
+    with nearly_full():
+        journal.append({"first": "a line that takes three writes"})
+    room[:] = [9, 9]
+    with nearly_full(), pytest.raises(StoreError, match="No space left on device"):
+        journal.append({"second": "a line that does not fit"})
+    journal.append({"third": 3})
+    kept = [{"settings": {}}, {"first": "a line that takes three writes"}, {"third": 3}]
+    assert journal.entries == Journal(tmp_path, {}, resume=True).entries == kept
 
 
 def test_personal_data_outweighs_whole_texts():
@@ -304,17 +437,26 @@ def test_personal_data_outweighs_whole_texts():
 
 @pytest.fixture
 def parser(embedder, monkeypatch):
-    """The command with its models replaced by the ones above."""
-    loader = SimpleNamespace(from_pretrained=lambda name: INVERTER)
+    """The command with its models replaced by the ones above; what each was loaded with is in `loaded`."""
+    loaded = {}
+
+    def loader(kind, model):
+        def load(name, **options):
+            loaded[kind] = (name, *options.values())
+            return model
+
+        return SimpleNamespace(from_pretrained=load)
+
     modules = {
-        "inverter": SimpleNamespace(Inverter=loader),
-        "corrector": SimpleNamespace(Corrector=loader),
-        "embedder": SimpleNamespace(Embedder=SimpleNamespace(from_pretrained=lambda name, **_: embedder)),
+        "inverter": SimpleNamespace(Inverter=loader("inverter", INVERTER)),
+        "corrector": SimpleNamespace(Corrector=loader("corrector", INVERTER)),
+        "embedder": SimpleNamespace(Embedder=loader("embedder", embedder)),
         "search": SimpleNamespace(invert=Lookup(embedder)),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, f"tutorial_lib.{name}", module)
     parser = argparse.ArgumentParser()
+    parser.loaded = loaded
     add_parser(parser.add_subparsers())
     return parser
 
@@ -434,7 +576,7 @@ def test_command_line(tmp_path, embedder, parser, capsys):
     assert "inverted 20 of 20" in err
     arguments = parser.parse_args(["audit", *common[:-1], str(tmp_path / "json"), "--json"])
     assert run(arguments) == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == 20
+    assert strict(capsys.readouterr().out)["rows"] == 20
     arguments = parser.parse_args(
         ["audit", "--merge", str(tmp_path / "json"), "--out", str(tmp_path / "merged")]
     )
@@ -446,3 +588,37 @@ def test_command_line(tmp_path, embedder, parser, capsys):
     arguments = parser.parse_args(["audit", *common, "--names", str(tmp_path / "gone")])
     with pytest.raises(TutorialError, match="cannot be read"):
         arguments.run(arguments)
+    (tmp_path / "latin").write_bytes("josé\n".encode("latin-1"))
+    arguments = parser.parse_args(["audit", *common, "--names", str(tmp_path / "latin")])
+    with pytest.raises(TutorialError, match="are not UTF-8 text: convert the file first"):
+        arguments.run(arguments)
+
+
+def test_options_reach_the_models(tmp_path, embedder, parser, monkeypatch):
+    hushed = []
+    monkeypatch.setattr("tutorial_lib.audit.hush", lambda: hushed.append(True))
+    common = ["audit", save(tmp_path, embedder), "--sample", "4", "--out", str(tmp_path / "out")]
+    assert run(parser.parse_args([*common, "--steps", "0", "--inverter", "mine", "--device", "meta"])) == 0
+    assert parser.loaded == {"embedder": ("all-MiniLM-L6-v2", "meta"), "inverter": ("mine",)}  # and no corrector
+    assert hushed == [True]
+    embedder.closed = True
+    parser.loaded.clear()
+    with pytest.raises(TutorialError, match="is a table"):
+        run(parser.parse_args(common))
+    assert set(parser.loaded) == {"embedder"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--sample", "0"), ("--steps", "-1"), ("--beam", "0"), ("--edits", "-1"), ("--variants", "-1"), ("--seed", "-1")],
+)
+def test_options_out_of_range_are_refused(parser, capsys, option, value):
+    with pytest.raises(SystemExit):
+        parser.parse_args(["audit", "v.npy", f"{option}={value}"])
+    assert f"{value!r} is not a whole number of at least" in capsys.readouterr().err
+
+
+def test_a_name_that_nobody_could_bear_is_refused_before_the_folder_is_touched(tmp_path, embedder):
+    with pytest.raises(TextError, match="'---' has no letters"):
+        run_audit(save(tmp_path, embedder), embedder, tmp_path / "out", names=["李伟", "---"])
+    assert not (tmp_path / "out").exists()

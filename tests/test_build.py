@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from tutorial_lib import build, notebooks, verify
+from tutorial_lib import build, cli, notebooks, verify
 from tutorial_lib.book import Book
 from tutorial_lib.errors import ClaimError, TutorialError
 
@@ -278,6 +279,36 @@ def test_bad_input_is_one_clear_sentence(clone: Path, tmp_path: Path) -> None:
     with pytest.raises(TutorialError, match="not inside a clone"):
         Book.find(tmp_path / "elsewhere")
     assert Book.find(clone / "book").root == clone
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("claims.yml", b"claims:\n  mean: {chapter: 01_tiny", "claims.yml, line 2, is not valid YAML"),
+        ("profiles.yml", b"published: cpu\nchapters: [", "profiles.yml, line 2, is not valid YAML"),
+        ("profiles.yml", b"published: cpu\npublished: gpu\n", "profiles.yml, line 2, .*'published' stands here twice"),
+        ("profiles.yml", b"published: cpu\nchapters: {01_tiny: {cpu: 3}}", "'01_tiny: cpu' is 3; it should be"),
+        ("manifest.json", b'{"01_tiny":\n {', "manifest.json, line 2, is not valid JSON"),
+        ("manifest.json", b"{\n\xff}", "manifest.json, line 2, is not valid JSON"),
+        ("manifest.json", b"[]", "manifest.json, line 1, begins no JSON object"),
+        ("manifest.json", b'{"01_tiny": 3}', "manifest.json has no object for 01_tiny"),
+        ("../_config.yml", b"repository: 3", "_config.yml names no repository"),
+    ],
+)
+def test_check_names_the_file_that_cannot_be_read(
+    clone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: bytes,
+    sentence: str,
+) -> None:
+    (clone / "book" / name).write_bytes(content)
+    monkeypatch.chdir(clone)
+    assert cli.main(["check"]) in (1, 2)
+    said = capsys.readouterr()
+    assert re.search(sentence, said.out + said.err)
+    assert len([line for line in (said.out + said.err).splitlines() if not line.startswith("note:")]) == 1
 
 
 def test_two_parameter_cells_are_refused(clone: Path) -> None:

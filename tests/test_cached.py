@@ -129,9 +129,54 @@ def test_many_new_vectors_are_written_while_they_come(file: Path, monkeypatch: p
     embedder = open_embedder(str(file))
     embedder.encode(TEXTS, batch_size=3, progress=False)
     parts = sorted(path.name for path in file.with_suffix(".vectors").iterdir())
-    assert parts == ["000000.parquet", "000001.parquet"]  # of four and six; three wait
+    assert [part.split("-")[0] for part in parts] == ["000000", "000001"]  # of four and six; three wait
     embedder.flush()
     assert len(open_embedder(str(file)).texts) == 13
+
+
+def test_two_processes_that_write_at_once_keep_both(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = open_embedder(str(file)), open_embedder(str(file))
+    first.encode(TEXTS[:6], progress=False)
+    second.encode(TEXTS[6:], progress=False)
+    write = pq.write_table
+
+    def interrupted(table: pa.Table, path: Path) -> None:
+        monkeypatch.setattr(cached.pq, "write_table", write)
+        second.flush()  # after the first has chosen its number
+        write(table, path)
+
+    monkeypatch.setattr(cached.pq, "write_table", interrupted)
+    first.flush()
+    assert set(open_embedder(str(file)).texts) == {"a", *TEXTS}
+
+
+def test_files_that_are_not_ours_are_left_alone_and_older_ones_read(file: Path) -> None:
+    folder = file.with_suffix(".vectors")
+    folder.mkdir()
+    write_table(folder / "backup.parquet", ["an old text"])
+    write_table(folder / "000007.parquet", TEXTS[:2])  # as written before names were unique
+    embedder = open_embedder(str(file))
+    assert embedder.texts == TEXTS[:2]
+    embedder.encode(TEXTS[2:4], progress=False)
+    embedder.flush()
+    assert any(path.name.startswith("000008-") for path in folder.iterdir())
+    assert open_embedder(str(file)).texts == TEXTS[:4]
+
+
+def test_two_models_in_one_folder_are_refused(file: Path) -> None:
+    folder = file.with_suffix(".vectors")
+    folder.mkdir()
+    write_table(folder / "000000.parquet", TEXTS[:2])
+    write_table(folder / "000001.parquet", TEXTS[2:], dimension=64)
+    with pytest.raises(VectorError, match="holds vectors of 64 and 128 values, so more than one model wrote there"):
+        open_embedder(str(file))
+
+
+def test_an_embedder_that_outlives_its_modules_says_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = open_embedder(str(file))
+    monkeypatch.setattr(cached, "sys", None)  # as at the interpreter's end
+    embedder.__del__()
+    assert not file.with_suffix(".vectors").exists()
 
 
 @pytest.mark.parametrize("returned", ["[[1.0, 2.0]] * 3", "[1.0, 2.0]", "[[float('nan')]] * len(texts)"])
@@ -245,6 +290,36 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
     write_table(tmp_path / "empty.parquet", [""])
     with pytest.raises(CorpusError, match="holds no texts"):
         open_embedder(f"parquet:{tmp_path / 'empty.parquet'}")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["a", "b"], "vector": [[1.0, 2.0], [1.0, float("nan")]]}, "Row 1 of .* vector that is not finite"),
+        ({"text": ["a", "b"], "vector": [[1.0, 2.0], [1.0, None]]}, "Row 1 of .* holds a vector that is not finite"),
+        ({"text": ["a", "b", "c"], "vector": [[1.0, 2.0], None, [1.0]]}, "Row 2 of .* has 1 values where 2 were expec"),
+        ({"text": ["a"], "vector": pa.array([[]], pa.list_(pa.float32()))}, "Row 0 of .* has 0 values where some were"),
+        ({"text": ["a"], "vector": ["1 2 3"]}, "The column vector of .* holds string; lists of numbers are needed"),
+        ({"text": ["a"], "vector": [["1", "2"]]}, "The column vector of .* holds list<.*string>; lists of numbers are"),
+        ({"text": [1], "vector": [[1.0]]}, "The column text of .* holds int64; strings are needed"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    with pytest.raises(TutorialError, match=message):
+        open_embedder(f"parquet:{tmp_path / 'mine.parquet'}")
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.large_list(pa.float16()), pa.list_(pa.int8(), 2)])
+def test_any_list_of_numbers_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    rows = pa.array(np.array([[1, 2], [3, 4]], dtype=np.float16).tolist(), pa.list_(pa.float32())).cast(kind)
+    texts = pa.array(["a", "b"]).dictionary_encode()
+    pq.write_table(pa.table({"text": texts, "vector": rows}), tmp_path / "mine.parquet")
+    found = dict(read_table(tmp_path / "mine.parquet"))
+    assert [(text, vector.tolist(), vector.dtype) for text, vector in found.items()] == [
+        ("a", [1, 2], np.float32),
+        ("b", [3, 4], np.float32),
+    ]
 
 
 def test_slopes_are_refused_where_there_is_no_gradient(file: Path, corpus: str, tmp_path: Path) -> None:

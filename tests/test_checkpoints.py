@@ -122,6 +122,27 @@ def test_a_name_is_a_folder_a_pair_or_shipped(
         Inverter.from_pretrained("another")
 
 
+def test_an_embedders_folder_of_a_shipped_name_is_not_taken_for_weights(
+    make_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`git clone .../all-MiniLM-L6-v2` must not break `tutorial-lib invert "the cat"` beside it."""
+    monkeypatch.chdir(tmp_path)
+    clone = Path("all-MiniLM-L6-v2")
+    clone.mkdir()
+    (clone / "config.json").write_text('{"model_type": "bert"}')
+    packaged = checkpoints.WEIGHTS / "all-MiniLM-L6-v2" / "inverter"
+    assert resolve("all-MiniLM-L6-v2", "inverter") == packaged
+    make_tiny(Inverter).save_pretrained(clone / "inverter")
+    assert resolve("all-MiniLM-L6-v2", "inverter") == clone / "inverter"
+    # weights of one's own in such a folder are taken, damaged ones too: the error names them
+    for text in ('{"model_type": "tutorial_lib_inverter"}', '{"embedder_model_name": "gtr_base"}', "{"):
+        (clone / "config.json").write_text(text)
+        assert resolve("all-MiniLM-L6-v2", "inverter") == clone
+    clone.rename("another")
+    Path("another", "config.json").write_text('{"model_type": "bert"}')
+    assert resolve("another", "inverter") == Path("another")  # nothing shipped to fall back on: its error is told
+
+
 def test_a_hub_name_is_fetched_verified_and_loaded(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

@@ -130,11 +130,32 @@ def test_smoke_checks_presence_and_order_only(tmp_path: Path) -> None:
         ("claims: {x: {chapter: a, what: b, ours: {cpu: {value: 1, tolerance: 1e-10}}}}", "such as 1.0e-10"),
         ("claims: {x: {chapter: a, what: b, paper: {value: 1}}}", "without 'value' and 'source'"),
         ("order: [[1]]", "must be a text"),
+        ("order: [{rule: 3}]", "must be a text"),
+        ("order: [{rule: a < b, profiles: 3}]", "must be a text"),
+        ("order: 3", "'order' as a list"),
+        ("claims: 3", r"needs 'claims' as name"),
+        ("claims: {x: {chapter: a, what: b, ours: 3}}", "needs 'ours' as profile"),
+        ("claims: {x: {chapter: a, what: b, paper: 3}}", "without 'value' and 'source'"),
+        ("claims: {x: {chapter: a, what: b, paper: {value: .nan, source: c}}}", "nan as the paper's value"),
+        ("claims: {x: {chapter: a, what: b, ours: {cpu: {value: .nan}}}}", "nan as the value for 'cpu'"),
+        ("claims: {x: {chapter: a, what: b, ours: {cpu: {value: [1]}}}}", r"\[1\] as the value for 'cpu'"),
+        ("claims: {x: {chapter: a, what: b, ours: {cpu: {value: 1, tolerance: .inf}}}}", "inf as the tolerance"),
+        ("claims:\n  x: {chapter: a, what: b}\n  x: {chapter: a, what: c}", r"yml, line 3, .*'x' stands here twice"),
+        ("claims:\n  x: {chapter: a, what: b,\n what: b}", r"line 3, .*'what' stands here twice"),
+        ("claims:\n  x: {chapter: a", r"claims.yml, line 2, is not valid YAML: expected"),
+        ("claims:\n  x: \x07", r"claims.yml, line 2, holds a character that YAML does not allow"),
+        ("[1]", r"claims.yml, line 1, begins a list"),
     ],
 )
 def test_malformed_claims_say_what_is_wrong(text: str, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(ClaimError, match=complaint):
         claims_of(text, tmp_path)
+
+
+def test_claims_that_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "claims.yml").write_bytes(b"claims:\n  # \xff\n")
+    with pytest.raises(ClaimError, match=r"claims\.yml, line 2, is not UTF-8 text"):
+        Claims.read(tmp_path / "claims.yml")
 
 
 def test_orders_refuse_what_they_cannot_compare() -> None:

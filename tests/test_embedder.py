@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tutorial_lib.embedder import MINILM_SHA256, Embedder, _packaged_minilm, canonical_name, sha256_of
-from tutorial_lib.errors import CheckpointError, TextError
+from tutorial_lib.errors import CheckpointError, TextError, TutorialError
 
 lenient = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -148,7 +148,8 @@ def test_text_without_word_pieces_is_refused(embedder: Any, text: str) -> None:
 def test_text_over_the_limit_is_refused_or_truncated_on_request(embedder: Any) -> None:
     longest, over = " ".join(["law"] * 254), " ".join(["law"] * 255)
     embedder.encode([longest])
-    with pytest.raises(TextError, match="Text 0 has 255 word pieces and all-MiniLM-L6-v2 reads 254"):
+    both = r"\(truncate=True, on the command line --truncate\)"
+    with pytest.raises(TextError, match=f"Text 0 has 255 word pieces and all-MiniLM-L6-v2 reads 254.*{both}"):
         embedder.encode([over])
     assert np.allclose(embedder.encode([over], truncate=True), embedder.encode([longest]), atol=1e-6)
 
@@ -182,6 +183,13 @@ def test_unpaired_surrogates_are_refused(embedder: Any) -> None:
 def test_unknown_model() -> None:
     with pytest.raises(CheckpointError, match="No embedder named '/no/such/model' could be loaded"):
         Embedder.from_pretrained("/no/such/model")
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "my_embedder.py"])
+@pytest.mark.parametrize("device", ["banana", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_named_and_not_the_model(name: str, device: str) -> None:
+    with pytest.raises(TutorialError, match=rf"The device '{device}' cannot be used here; give cpu"):
+        Embedder.from_pretrained(name, device=device)
 
 
 def test_a_table_of_word_vectors_is_refused_in_a_sentence() -> None:

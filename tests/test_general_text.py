@@ -203,6 +203,18 @@ def test_collect_writes_files_that_training_reads(local: Path) -> None:
     assert again == manifest
 
 
+def test_a_source_fetched_alone_joins_those_on_the_disk(local: Path) -> None:
+    collect(local, ["odes"])
+    collect(local, ["tales"])
+    manifest = collect(local, ["tales"])
+    assert json.loads((local / "manifest.json").read_text()) == manifest
+    assert [entry["source"] for entry in manifest["sources"]] == ["tales", "odes"]
+    shutil.rmtree(local / "foreign" / "odes")
+    assert [entry["source"] for entry in collect(local, ["tales"])["sources"]] == ["tales"]
+    (local / "manifest.json").write_text("damaged")
+    assert [entry["source"] for entry in collect(local, ["tales"])["sources"]] == ["tales"]
+
+
 def test_a_card_names_the_packages(local: Path) -> None:
     collect(local)
     tales, odes = (f"{name}-package 1.0-1 (CC0-1.0, sha256 {'0' * 64})" for name in ("tales", "odes"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from tutorial_lib.privacy import (
     score_retrieval,
     unit,
 )
+from tutorial_lib.privacy.pii import check_names
 
 D = 32
 RNG = np.random.default_rng(0)
@@ -387,6 +389,24 @@ def test_recogniser_leaves_ordinary_text_alone(text):
     assert find_pii(text) == []
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "bob@company.dev", "bob@clinic.health", "bob@army.mil", "bob@shop.biz", "bob@mail.company.de",
+        "bob@mail.health.org", "bob@x.co.uk",
+    ],
+)  # fmt: skip
+def test_addresses_of_many_endings_alike_in_raw_and_tokenised_text(address):
+    value = re.sub(r"[^a-z@]", "", address)
+    tokenised = re.sub(r"([@.])", r" \1 ", address)
+    for text in (f"mail {address} soon", f"mail {tokenised} soon"):
+        assert [(f.kind, f.value) for f in find_pii(text)] == [("email", value)]
+
+
+def test_a_full_stop_after_a_word_is_no_ending():
+    assert find_pii("see me @ noon . then we talk") == []
+
+
 def test_pii_recovered_counts_items():
     texts = ["call ann on july 4", "mail ann@x.org on may 5", "nothing here"]
     guesses = ["call ann on july 4", "mail ann @ x . org on may 6", "call 415-555-2671"]
@@ -409,6 +429,23 @@ def test_names():
     assert scores.full.high > 25
     with pytest.raises(TextError, match="no letters"):
         name_hits("!!", "x")
+
+
+def test_names_of_any_script():
+    assert name_hits("Иван Петров", "здесь живёт иван петров .") == (True, True, True)
+    assert name_hits("Иван Петров", "иван иванов") == (False, True, False)
+    assert name_hits("李伟", "医 生 李 伟 来 了") == name_hits("李伟", "医生李伟来了") == (True, True, True)
+    assert name_hits("प्रिया शर्मा", "प्रिया शर्मा यहाँ") == (True, True, True)
+    assert name_hits("Łukasz", "ukasz") == (False, False, False)
+    check_names(["Иван Петров", "李伟", "R2"])
+    with pytest.raises(TextError, match="the name '---' has no letters"):
+        check_names(["Ann Lee", "---"])
+
+
+def test_mask_hides_vowel_signs_and_accents():
+    assert mask("नमस्ते") == "न•••••"
+    assert mask("pati\u0353e\u0301nt") == "p•••••••"  # one accent has no letter of its own to join
+    assert mask("\u0301abcd") == "•••••"
 
 
 def test_mask_hides_words_and_digits():

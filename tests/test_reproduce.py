@@ -199,6 +199,9 @@ def test_the_command_knows_its_pairs_and_how_to_go_on(
 ) -> None:
     assert cli.main(["reproduce", "--pairs", "mine"]) == 2
     assert "no published pair 'mine'; choose from paper, ielab" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", "--seed", "-1"])
+    assert "'-1' is not a whole number of at least 0" in capsys.readouterr().err
 
     def interrupted(folder: Path, **settings: Any) -> Any:
         assert settings["n"] == 200 and list(settings["pairs"]) == ["paper", "ielab"]

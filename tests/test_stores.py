@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -178,6 +179,55 @@ def test_faiss(tmp_path, factory, quantisation, tolerance):
         assert next(store.batches(1)).ids == ["100" if factory.startswith("IDMap") else "0"]
 
 
+@pytest.mark.parametrize(
+    ("factory", "tolerance"),
+    [("IVF2,Flat", 1e-6), ("IVF2,SQ8", 0.02), ("IVF2,PQ4x4", 1.0), ("RR16,IVF2,Flat", 1e-5)],
+)
+def test_faiss_ids_that_are_no_row_numbers(tmp_path, factory, tolerance):
+    faiss = pytest.importorskip("faiss")
+    index = faiss.index_factory(D, factory)
+    index.train(VECTORS)
+    names = np.arange(N)[::-1] * 1000 + 5
+    names[1] = names[0]  # FAISS lets two rows have one id
+    index.add_with_ids(VECTORS, names)
+    index.remove_ids(names[10:15])
+    faiss.write_index(index, str(tmp_path / "v.faiss"))
+    with open_store(f"faiss:{tmp_path}/v.faiss") as store:
+        assert store.count == N - 5
+        ids, vectors, _ = everything(store)
+        assert list(map(int, ids)) == sorted([*names[:10], *names[15:]])
+        for name, vector in zip(map(int, ids), vectors, strict=True):
+            distance = np.abs(VECTORS[names == name] - vector).max(axis=1)
+            assert distance.min() <= tolerance
+        assert len(np.unique(vectors, axis=0)) == N - 5 or "PQ" in factory
+        assert everything(store, offset=13)[0] == ids[13:]
+
+
+def test_faiss_row_numbers_with_gaps_and_an_id_map(tmp_path):
+    faiss = pytest.importorskip("faiss")
+    index = faiss.index_factory(D, "IVF2,Flat")
+    index.train(VECTORS)
+    index.add(VECTORS)
+    index.remove_ids(np.array([0, 20]))
+    faiss.write_index(index, str(tmp_path / "v.faiss"))
+    with open_store(f"faiss:{tmp_path}/v.faiss") as store:
+        ids, vectors, _ = everything(store)
+        np.testing.assert_array_equal(vectors, VECTORS[list(map(int, ids))])
+        assert len(ids) == N - 2
+    index = faiss.index_factory(D, "IDMap,IVF2,Flat")
+    index.train(VECTORS)
+    index.add_with_ids(VECTORS, np.arange(N) + 100)
+    faiss.write_index(index, str(tmp_path / "m.faiss"))
+    with open_store(f"faiss:{tmp_path}/m.faiss") as store:
+        ids, vectors, _ = everything(store)
+        np.testing.assert_array_equal(vectors, VECTORS)
+        assert ids == [str(i + 100) for i in range(N)]
+    index.remove_ids(np.array([100, 120]))
+    faiss.write_index(index, str(tmp_path / "m.faiss"))
+    with pytest.raises(StoreError, match="its ids no longer belong to its vectors"):
+        open_store(f"faiss:{tmp_path}/m.faiss")
+
+
 def test_faiss_bits_and_what_cannot_be_rebuilt(tmp_path):
     faiss = pytest.importorskip("faiss")
     bits = faiss.IndexBinaryFlat(D)
@@ -260,6 +310,27 @@ def test_chroma(tmp_path):
         open_store(f"chroma://{tmp_path}/db#notes")
 
 
+def test_chroma_copies_no_links(tmp_path):
+    chromadb = pytest.importorskip("chromadb")
+    client = chromadb.PersistentClient(
+        path=str(tmp_path / "db"), settings=chromadb.Settings(anonymized_telemetry=False)
+    )
+    client.create_collection("notes").add(
+        ids=[f"r{i}" for i in range(N)], embeddings=VECTORS, documents=TEXTS
+    )
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("not part of the store")
+    (tmp_path / "db" / "elsewhere").symlink_to(tmp_path / "secret")
+    (tmp_path / "db" / "loop").symlink_to(".")
+    check(f"chroma://{tmp_path}/db#notes")
+    with open_store(f"chroma://{tmp_path}/db#notes") as store:
+        assert not {"elsewhere", "loop"} & set(os.listdir(store._copy.name))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "chroma.sqlite3").symlink_to(tmp_path / "db" / "chroma.sqlite3")
+    with pytest.raises(StoreError, match=r"no chroma\.sqlite3 of its own"):
+        open_store(f"chroma://{tmp_path}/linked#notes")
+
+
 def test_sqlite_vec(tmp_path):
     apsw, sqlite_vec = pytest.importorskip("apsw"), pytest.importorskip("sqlite_vec")
     db = apsw.Connection(str(tmp_path / "v.db"))
@@ -288,6 +359,21 @@ def test_sqlite_vec(tmp_path):
     assert digest(tmp_path) == before
     with pytest.raises(StoreError, match="several table"):
         open_store(f"sqlite://{tmp_path}/v.db")
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "a#b.db", "100%41.db", "plain.db"])
+def test_sqlite_files_of_any_name(tmp_path, monkeypatch, name):
+    pytest.importorskip("apsw")
+    with sqlite3.connect(tmp_path / name) as db:
+        db.execute("create table notes (id text, content text, emb blob)")
+        rows = [(f"r{i}", TEXTS[i], VECTORS[i].tobytes()) for i in range(N)]
+        db.executemany("insert into notes values (?, ?, ?)", rows)
+    before = digest(tmp_path)
+    check(f"sqlite://{tmp_path}/{quote(name)}")
+    check(f"sqlite:///{tmp_path}/{quote(name)}")  # its path starts with two slashes
+    monkeypatch.chdir(tmp_path)
+    check(f"sqlite:{quote(name)}")
+    assert digest(tmp_path) == before
 
 
 def test_sqlite_blobs_in_an_ordinary_table(tmp_path):
@@ -349,6 +435,18 @@ def test_qdrant_local_mode(qdrant_folder):
         open_store(f"qdrant://{folder}#gone")
     with pytest.raises(StoreError, match=r"no Qdrant store .*meta\.json"):
         open_store(f"qdrant://{folder.parent}#notes")
+
+
+def test_qdrant_folders_of_any_name_are_only_read(qdrant_folder):
+    folder, client = qdrant_folder
+    client.close()
+    odd = folder.rename(folder.parent / "C#x?y%41")
+    before = digest(folder.parent)
+    with open_store(f"qdrant:{quote(str(odd))}#notes") as store:
+        assert len(everything(store)[0]) == N
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            store._db.execute("delete from points")
+    assert digest(folder.parent) == before
 
 
 def test_qdrant_pickle_that_would_run_code_is_refused(qdrant_folder):
@@ -616,6 +714,33 @@ def test_addresses():
     assert (url.table, url.options, url.driver) == ("s.t", {"text": "body"}, "sslmode=require")
     assert str(url) == "postgresql://ann:***@host:5/db?text=body#s.t"
     assert str(parse_url("qdrant+https://host#c")) == "qdrant+https://host#c"
+
+
+@pytest.mark.parametrize("name", ["100%41.npy", "a?b.npy", "a#b.npy", "[a.npy", "b:c.npy"])
+def test_a_bare_path_that_exists_means_itself(tmp_path, monkeypatch, name):
+    (tmp_path / "s").mkdir()
+    np.save(tmp_path / "s" / name, VECTORS)
+    monkeypatch.chdir(tmp_path)
+    check(f"s/{name}", texts=False)
+    np.save(tmp_path / name, VECTORS)
+    check(name, texts=False)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:pa[ss@localhost:9/db#t", "postgresql://user:pa/ss@localhost:9/db#t",
+        "postgresql://user:pa?ss@localhost:9/db#t", "postgresql://user:pa#ss@localhost:9/db#t",
+        "postgresql://user:pa%ss@localhost:9/db#t", "postgresql://user:pa\u2100ss@localhost:9/db#t", "qdrant://[abc",
+    ],
+)  # fmt: skip
+def test_an_address_that_is_none_is_one_sentence_without_its_password(url):
+    if "%" in url:
+        pytest.importorskip("psycopg")
+    with pytest.raises(StoreError, match="URL cannot be taken apart: write signs such as") as refused:
+        open_store(url)
+    assert "user:" not in str(refused.value) and "pa" not in str(refused.value).split()[-1]
+    assert refused.value.__cause__ is None
 
 
 def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import textwrap
 import time
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -303,6 +304,52 @@ def test_a_folder_in_use_is_refused_before_any_work(
         train(config, progress=False)
 
 
+@pytest.mark.parametrize("name", ["config.json", "training.json"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_finished_weights_without_a_checkpoint_are_not_overwritten(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, name: str, resume: bool
+) -> None:
+    output = Path(config.output)
+    output.mkdir()
+    (output / name).write_text("{}")
+    (output / "loss.csv").write_text("somebody's\n")
+    monkeypatch.setattr(training, "Windows", None)
+    with pytest.raises(TutorialError, match=r"holds finished weights and no checkpoint.*another folder"):
+        train(config, resume=resume, progress=False)
+    assert (output / "loss.csv").read_text() == "somebody's\n"
+
+
+def test_a_kill_between_new_weights_and_their_sums_leaves_weights_that_load(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tutorial_lib import checkpoints
+
+    def kill(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    output = train(config, progress=False)
+    before = sha256_of(output / "model.safetensors")
+    longer = replace(config, max_steps=14)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_sums", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train(longer, resume=True, progress=False)
+    assert sha256_of(output / "model.safetensors") != before
+    Inverter.from_pretrained(output)
+    train(longer, resume=True, progress=False)
+    assert (output / "SHA256SUMS").exists()
+    checkpoints.verify(output)
+
+
+def test_every_process_goes_by_the_clock_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = object.__new__(training._Run)
+    monkeypatch.setattr(training, "broadcast", lambda own: torch.full_like(own, 100.25))
+    monkeypatch.setattr(training.time, "monotonic", lambda: 7.0)
+    for processes, seconds in ((2, 100.25), (1, 7.0)):
+        run.accelerator = SimpleNamespace(num_processes=processes, device="cpu")  # type: ignore[assignment]
+        assert run.clock() == seconds
+
+
 def test_a_truncated_checkpoint_is_refused(config: TrainConfig) -> None:
     output = train(replace(config, segment_minutes=1e-9), progress=False)
     data = (output / "checkpoint.pt").read_bytes()
@@ -408,11 +455,18 @@ def test_a_loss_that_is_not_a_number_stops_the_run(
         ({"kind": "corrector"}, "learns from an inverter's guesses; give --inverter"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"blind": "both"}, "blind is 'both'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"max_tokens": 255}, r"reads 254 word pieces; give --max-tokens 254 or less"),
+        ({"max_tokens": 600}, r"max_tokens is 600 and all-MiniLM-L6-v2 reads 254"),
     ],
 )
-def test_settings_out_of_range(config: TrainConfig, changes: dict[str, Any], message: str) -> None:
+def test_settings_out_of_range(
+    config: TrainConfig, changes: dict[str, Any], message: str, embedder: Any
+) -> None:
+    before = embedder.queries
     with pytest.raises(TutorialError, match=message):
         train(replace(config, **changes), progress=False)
+    assert embedder.queries == before
 
 
 def test_a_corpus_without_long_enough_text(config: TrainConfig, tmp_path: Path) -> None:

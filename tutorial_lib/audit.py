@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .audit_journal import Journal
+from .audit_journal import Journal, finished_lines
 from .audit_report import AuditReport, summarise
-from .audit_sample import Fit, Scan, fits, scan
-from .errors import TutorialError
+from .audit_sample import Fit, Scan, fits, scaling, scan
+from .cli_common import at_least, hush
+from .errors import CheckpointError, TutorialError
 from .metrics import token_f1
-from .privacy.defences import unit
-from .privacy.pii import find_pii, mask, name_hits, pii_hits, words
+from .privacy.pii import check_names, find_pii, mask, name_hits, pii_hits, words
 from .stores import Store, open_store
 
 if TYPE_CHECKING:
@@ -72,9 +72,23 @@ def audit(
     recovered texts readable in journal and report.  names: people to look for (an uncased embedder leaves
     no capitals to find names by).  shard: (i, n) inverts the i-th of n parts of the sample, each in an `out`
     of its own, for `merge`.  invert: another inversion function of the same signature.  progress: called
-    with (rows done, rows in all).  The models are moved to the embedder's device.  Raises StoreError or VectorError
-    for a store that cannot be read, TutorialError for an `out` folder of another audit.
+    with (rows done, rows in all).  The models are moved to the embedder's device.  Vectors are inverted at length 1
+    where the embedder's own have it, else as they are stored.  Raises StoreError or VectorError for a store that cannot
+    be read, CheckpointError for models of another embedder, TutorialError for an `out` folder of another audit, a value
+    out of range, and an embedder that is a table.
     """
+    # Everything is checked before the journal is opened: what is written there binds the next run.
+    least = {"sample": 1, "steps": 0, "beam_width": 1, "edits": 0, "variants": 0, "seed": 0, "batch_size": 1}
+    values = (sample, steps, beam_width, edits, variants, seed, batch_size)
+    for (name, minimum), value in zip(least.items(), values, strict=True):
+        if value < minimum:
+            raise TutorialError(f"{name}={value} was asked for: use a whole number of at least {minimum}")
+    check_names(names)
+    _check_models(embedder, inverter, corrector)
+    if not steps:  # the first guess alone: there is nothing to correct or to recombine
+        corrector, variants = None, 0
+    elif corrector is None and (variants or invert is None):
+        raise TutorialError(f"steps={steps} was asked for without a corrector: pass one, or steps=0")
     if invert is None:
         from .search import invert as search
 
@@ -148,6 +162,21 @@ def _scanned(store: Store, journal: Journal, sample: int, seed: int) -> Scan:
     return found
 
 
+def _check_models(embedder: Embedder, *models: Any) -> None:
+    """Raise TutorialError unless the embedder answers, CheckpointError unless the models were made for it."""
+    if getattr(embedder, "closed", False):
+        raise TutorialError(
+            f"{embedder.name} is a table with nobody to ask for a guess's vector: audit with an embedder that answers"
+        )
+    for model in models:
+        made_for = getattr(getattr(model, "config", None), "embedder_name", embedder.name)
+        if made_for != embedder.name:
+            raise CheckpointError(
+                f"{_name(model)} was made for {made_for} and the embedder is {embedder.name}: name the pair that "
+                "belongs together"
+            )
+
+
 def _invert(
     journal: Journal,
     found: Scan,
@@ -158,9 +187,10 @@ def _invert(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Whatever of rows `mine` of the sample the journal does not hold yet."""
+    started, before = time.monotonic(), attack.embedder.queries
+    scale = scaling(attack.embedder)
     if journal.find("fit") is None:
-        started, before = time.monotonic(), attack.embedder.queries
-        fit = fits(found.vectors, attack.embedder, attack.first_guess, seed=seed)
+        fit = fits(found.vectors, attack.embedder, attack.first_guess, scale, seed=seed)
         spent = attack.embedder.queries - before
         journal.append({"fit": asdict(fit), "queries": spent, "seconds": time.monotonic() - started})
     if Fit(**journal.find("fit")).verdict == "no":
@@ -171,7 +201,7 @@ def _invert(
         started = time.monotonic()
         rows = mine[start : start + batch_size]
         judged = attack.rows(
-            found.vectors[rows], [found.ids[i] for i in rows], [found.texts[i] for i in rows]
+            scale(found.vectors[rows]), [found.ids[i] for i in rows], [found.texts[i] for i in rows]
         )
         journal.append({"rows_done": judged, "seconds": time.monotonic() - started})
     if progress:
@@ -210,10 +240,8 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> AuditReport:
 def _finished(folder: str | Path) -> list[dict[str, Any]]:
     """The journal of a finished audit; nothing where there is none, or it is still under way."""
     path = Path(folder) / "journal.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if not lines or '"done": true' not in lines[-1]:
-        return []
-    return [json.loads(line) for line in lines]
+    entries = finished_lines(path) if path.exists() else []
+    return entries if entries and entries[-1].get("done") else []
 
 
 def _name(model: Any) -> str:
@@ -239,7 +267,7 @@ class _Attack:
     quantisation: str
 
     def first_guess(self, vectors: np.ndarray) -> np.ndarray:
-        """Cosine of the base model's guess with each unit vector: [m, d] -> [m]."""
+        """Cosine of the base model's guess with each vector: [m, d] -> [m]."""
         result = self.invert(vectors, self.embedder, self.inverter, None, steps=0, beam_width=1)
         return np.asarray(result.cosines, dtype=np.float64)
 
@@ -250,10 +278,10 @@ class _Attack:
         if self.variants:
             from .variants import breed
 
-            result = breed(unit(vectors), *models, steps=self.steps, variants=self.variants)
+            result = breed(vectors, *models, steps=self.steps, variants=self.variants)
         else:
             options = {"steps": self.steps, "beam_width": self.beam_width, "edits": self.edits}
-            result = self.invert(unit(vectors), *models, **options)
+            result = self.invert(vectors, *models, **options)
         rows = []
         for i, guess in enumerate(result.texts):
             row = {"id": ids[i], "cosine": float(result.cosines[i]), "queries": int(result.queries[i])}
@@ -311,13 +339,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--inverter", help="weights: a name, folder or Hub name (default: the embedder's)")
     parser.add_argument("--corrector", help="weights of the corrector (default: the inverter's name)")
-    parser.add_argument("--sample", type=int, default=200, help="rows to invert (default 200)")
-    parser.add_argument("--steps", type=int, default=20, help="rounds of correction (default 20)")
-    parser.add_argument("--beam", type=int, default=4, help="beam width (default 4)")
-    parser.add_argument("--edits", type=int, default=32, help="local edits a round (default 32)")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    parser.add_argument("--sample", type=at_least(1), default=200, help="rows to invert (default 200)")
+    parser.add_argument("--steps", type=at_least(0), default=20, help="rounds of correction (default 20)")
+    parser.add_argument("--beam", type=at_least(1), default=4, help="beam width (default 4)")
+    parser.add_argument("--edits", type=at_least(0), default=32, help="local edits a round (default 32)")
     parser.add_argument(
         "--variants",
-        type=int,
+        type=at_least(0),
         default=0,
         help="recombinations of guesses a round instead, for texts of more than twelve word pieces; try --variants 32 "
         "--steps 120 (default 0: none)",
@@ -328,7 +357,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--show", action="store_true", help="leave the recovered texts readable in the report"
     )
     parser.add_argument("--names", metavar="FILE", help="people to look for, one name a line")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the sample (default 0)")
     parser.add_argument(
         "--shard", metavar="I/N", default="1/1", help="invert the I-th of N parts of the sample"
     )
@@ -351,15 +380,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _launched() -> tuple[int, int, dict[str, str]]:
-    """(number of this process from 1, processes in all, device option), as accelerate or torchrun started them."""
+def _launched() -> tuple[int, int, str | None]:
+    """(number of this process from 1, processes in all, its GPU if any), as accelerate or torchrun started them."""
     parts = int(os.environ.get("WORLD_SIZE", "1"))
     if parts < 2:
-        return 1, 1, {}
+        return 1, 1, None
     import torch
 
     local = os.environ.get("LOCAL_RANK", "0")
-    return int(os.environ.get("RANK", "0")) + 1, parts, {"device": f"cuda:{local}"} if torch.cuda.is_available() else {}
+    return int(os.environ.get("RANK", "0")) + 1, parts, f"cuda:{local}" if torch.cuda.is_available() else None
 
 
 def _run(arguments: argparse.Namespace) -> AuditReport | None:
@@ -387,11 +416,15 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
         part, parts, out = process, processes, out / f"part{process}"
     names = _lines(arguments.names) if arguments.names else []
     open_store(arguments.url).close()  # a wrong address should not wait for the models to load
+    hush()
+    embedder = Embedder.from_pretrained(arguments.embedder, device=arguments.device or device)
+    _check_models(embedder)  # before models are looked for that a table may not have
+    named = arguments.inverter or arguments.embedder
     report = audit(
         arguments.url,
-        Embedder.from_pretrained(arguments.embedder, **device),
-        Inverter.from_pretrained(arguments.inverter or arguments.embedder),
-        Corrector.from_pretrained(arguments.corrector or arguments.inverter or arguments.embedder),
+        embedder,
+        Inverter.from_pretrained(named),
+        Corrector.from_pretrained(arguments.corrector or named) if arguments.steps else None,
         sample=arguments.sample,
         steps=arguments.steps,
         beam_width=arguments.beam,
@@ -416,6 +449,8 @@ def _lines(path: str) -> list[str]:
     """Lines of a text file that are not empty."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise TutorialError(f"the names in {path!r} are not UTF-8 text: convert the file first") from error
     except OSError as error:
         raise TutorialError(
             f"the names in {path!r} cannot be read ({error.strerror}): give a text file"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,20 @@ from .errors import StoreError, TutorialError
 
 if TYPE_CHECKING:
     from .audit_sample import Scan
+
+
+def finished_lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a journal; a last line that a kill cut short is left out."""
+    entries = []
+    # Only "\n" ends an entry: splitlines() would also split at the separators that a text itself may hold.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            raise TutorialError(
+                f"line {number} of {str(path)!r} is damaged: delete the folder and begin again"
+            ) from error
+    return entries
 
 
 class Journal:
@@ -28,7 +42,7 @@ class Journal:
         self.path, self.sample = folder / "journal.jsonl", folder / "sample.npz"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.entries = list(self._read())
+            self.entries = self._read()
         except OSError as error:
             raise StoreError(
                 f"the {what} cannot write to {str(folder)!r} ({error.strerror}): choose another out folder"
@@ -47,21 +61,15 @@ class Journal:
         if not self.entries:
             self.append({"settings": settings})
 
-    def _read(self) -> Iterator[dict[str, Any]]:
+    def _read(self) -> list[dict[str, Any]]:
         """Finished lines; a last line cut short by a kill is dropped from the file as well."""
         if not self.path.exists():
-            return
+            return []
         data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
-        for number, line in enumerate(whole.decode().splitlines(), 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise TutorialError(
-                    f"line {number} of {str(self.path)!r} is damaged: delete the folder and begin again"
-                ) from error
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(self.path, whole)
+        return finished_lines(self.path)
 
     def find(self, key: str) -> Any:
         """The value of the first entry with this key, None if there is none."""
@@ -73,12 +81,20 @@ class Journal:
         return sum(len(entry.get("rows_done", ())) for entry in self.entries)
 
     def append(self, entry: dict[str, Any]) -> None:
+        """Write an entry down, all of it or nothing. Raises StoreError when it cannot be written."""
         line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            length = os.fstat(descriptor).st_size
             try:
-                os.write(descriptor, line)
+                left = memoryview(line)
+                while left:  # a nearly full disk takes a part
+                    left = left[os.write(descriptor, left) :]
                 os.fsync(descriptor)
+            except BaseException:
+                with suppress(OSError):  # half a line would damage the next one
+                    os.ftruncate(descriptor, length)
+                raise
             finally:
                 os.close(descriptor)
         except OSError as error:

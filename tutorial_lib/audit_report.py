@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -48,8 +49,8 @@ class AuditReport:
     standard: str = field(default=OWASP)
 
     def to_json(self) -> str:
-        """The report as JSON; an estimate is {value, low, high, n}."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=True)
+        """The report as JSON; an estimate is {value, low, high, n}, and what has no value is null."""
+        return json.dumps(_plain(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_text(self) -> str:
         """A few lines for the terminal."""
@@ -195,7 +196,9 @@ def _verdict(
 
 
 def _share(value: Estimate) -> str:
-    """12.3 % (95 % interval 10.0 to 15.1, n = 200)."""
+    """12.3 % (95 % interval 10.0 to 15.1, n = 200); one text has no interval."""
+    if math.isnan(value.low):
+        return f"{value.value:.1f} % (n = {value.n})"
     return f"{value.value:.1f} % (95 % interval {value.low:.1f} to {value.high:.1f}, n = {value.n})"
 
 
@@ -234,6 +237,15 @@ def _not_judged(
             f"an attacker trained on {settings['quantisation']} vectors, who would recover more than this one"
         )
     return reasons
+
+
+def _plain(item: Any) -> Any:
+    """The same with None for numbers that are not finite (the interval of one text), which JSON does not have."""
+    if isinstance(item, dict):
+        return {key: _plain(child) for key, child in item.items()}
+    if isinstance(item, list | tuple):
+        return [_plain(child) for child in item]
+    return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
 def _e(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""The first look of an audit: one pass over the store for a sample, and does the embedder fit? (chapter 4)"""
+"""The first look of an audit: one pass over the store for a sample, in the length that the embedder writes, and does
+the embedder fit? (chapter 4)"""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 FIT_ROWS = 32  # vectors inverted once to see whether the embedder fits
 FIT_MARGIN = 0.1  # cosine by which guesses must beat those for random vectors
+_MEASURED = ["the sun is warm", "a letter from home"]  # embedded to see how long an embedder's vectors are
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,24 @@ def scan(store: Store, sample: int, *, seed: int = 0, batch: int = 4096) -> Scan
     return Scan(rows, skipped, (float(low), total / usable, float(high)), ids, vectors[: len(ids)], texts)
 
 
+def scaling(embedder: Embedder) -> Callable[[np.ndarray], np.ndarray]:
+    """What brings vectors [n, d] to the length an inverter for this embedder was trained with, measured on two texts:
+    length 1 where the embedder's own vectors have it (a store may have scaled or rounded them), else as they are."""
+    if getattr(embedder, "closed", False):  # a table: nobody to ask how long its vectors are
+        return _as_it_is
+    lengths = np.linalg.norm(embedder.encode(_MEASURED), axis=1)
+    return unit if np.allclose(lengths, 1, rtol=0, atol=1e-3) else _as_it_is
+
+
+def _as_it_is(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors, dtype=np.float32)
+
+
+def scaled_like(embedder: Embedder, vectors: np.ndarray) -> np.ndarray:
+    """float32 [n, d]: scaled to length 1 where the embedder's own vectors have it, else as they are."""
+    return scaling(embedder)(vectors)
+
+
 @dataclass(frozen=True)
 class Fit:
     """Whether the vectors come from the embedder that the inverter was trained for."""
@@ -88,13 +108,18 @@ class Fit:
 
 
 def fits(
-    vectors: np.ndarray, embedder: Embedder, first_guess: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
+    vectors: np.ndarray,
+    embedder: Embedder,
+    first_guess: Callable[[np.ndarray], np.ndarray],
+    scale: Callable[[np.ndarray], np.ndarray] = unit,
+    *,
+    seed: int = 0,
 ) -> Fit:
     """Compare first guesses for the store's vectors with first guesses for random vectors.
 
-    vectors: float32 [n, d] from the store.  first_guess: unit vectors [m, d] -> [m], cosine of each guess,
-    re-embedded, with its vector.  The random vectors have the sample's own mean and spread per dimension,
-    so only vectors that an inverter can *read* beat them.
+    vectors: float32 [n, d] from the store.  first_guess: vectors [m, d] -> [m], cosine of each guess, re-embedded,
+    with its vector.  scale: the embedder's `scaling`.  The random vectors have the sample's own mean and spread per
+    dimension, so only vectors that an inverter can *read* beat them.
     """
     if vectors.shape[1] != embedder.dimension:
         reason = (
@@ -102,11 +127,10 @@ def fits(
         )
         return Fit("no", reason, float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
-    chosen = unit(vectors[rng.permutation(len(vectors))[:FIT_ROWS]])
-    noise = rng.standard_normal((FIT_ROWS, vectors.shape[1])) * unit(vectors).std(axis=0) + unit(
-        vectors
-    ).mean(axis=0)
-    real, chance = first_guess(chosen), first_guess(unit(noise))
+    vectors = scale(vectors)
+    chosen = vectors[rng.permutation(len(vectors))[:FIT_ROWS]]
+    noise = rng.standard_normal((FIT_ROWS, vectors.shape[1])) * vectors.std(axis=0) + vectors.mean(axis=0)
+    real, chance = first_guess(chosen), first_guess(scale(noise))
     gain = (
         bootstrap(real - chance.mean())
         if len(real) > 1

@@ -18,11 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from nbformat import NotebookNode
 
 from . import notebooks
-from .claims import Claims, Reported, reported, union
+from .claims import Claims, Reported, read_yaml, reported, union
 from .errors import TutorialError
 from .reach import bare, reached
 from .runtime import PROFILES
@@ -74,18 +73,24 @@ class Book:
     @cached_property
     def repository(self) -> str:
         """The address of the repository, from the one place that holds it: _config.yml."""
-        config = yaml.safe_load((self.root / "_config.yml").read_text(encoding="utf-8"))
-        return str(config["repository"]["url"]).rstrip("/")
+        repository = read_yaml(self.root / "_config.yml").get("repository")
+        if not isinstance(repository, dict) or "url" not in repository:
+            raise TutorialError("_config.yml names no repository; give it as repository: {url: ...}.")
+        return str(repository["url"]).rstrip("/")
 
     @cached_property
     def profiles(self) -> dict[str, Any]:
-        content = yaml.safe_load((self.folder / "profiles.yml").read_text(encoding="utf-8")) or {}
+        content = read_yaml(self.folder / "profiles.yml")
         unknown = set(content) - {"published", "common", "chapters"}
         if unknown or content.get("published") not in PROFILES:
             raise TutorialError(
                 "book/profiles.yml takes 'published' (one of the profiles), 'common' and 'chapters'."
             )
-        for stem, entry in (content.get("chapters") or {}).items():
+        for profile, values in _mapping("common", content.get("common")).items():
+            _mapping(profile, values)
+        for stem, entry in _mapping("chapters", content.get("chapters")).items():
+            for profile, values in _mapping(stem, entry).items():
+                _mapping(f"{stem}: {profile}", values)
             bad = set(entry or {}) - {*PROFILES, "minutes"}
             if bad:
                 raise TutorialError(f"book/profiles.yml: {stem} has the unknown entry '{min(bad)}'.")
@@ -112,7 +117,13 @@ class Book:
         return self.folder / f"{stem}.ipynb"
 
     def manifest(self) -> dict[str, dict[str, str]]:
-        return read_json(self.manifest_path)
+        entries = read_json(self.manifest_path)
+        for stem, entry in entries.items():
+            if not isinstance(entry, dict):
+                raise TutorialError(
+                    f"manifest.json has no object for {stem}; fetch it again, or delete it and run make book."
+                )
+        return entries
 
     def library_hash(self, source: NotebookNode) -> str:
         """sha256 of what a chapter computes and draws with (the installed library is this clone's).
@@ -151,6 +162,13 @@ class Book:
         }
 
 
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    """A part of profiles.yml, empty where nothing is said. Raises TutorialError when it is anything else."""
+    if value is not None and not isinstance(value, dict):
+        raise TutorialError(f"book/profiles.yml: '{name}' is {value!r}; it should be a mapping, key: value.")
+    return value or {}
+
+
 def published_numbers(book: Book) -> dict[str, Reported]:
     return union(
         reported(notebooks.read(book.notebook(stem))) for stem in book.sources if book.notebook(stem).exists()
@@ -174,7 +192,23 @@ def _hash_files(root: Path, files: Sequence[Path]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The object in a file, empty when there is none. Raises TutorialError naming the file and the line."""
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    try:
+        content = json.loads(data)
+    except ValueError as error:  # not JSON, or not even text
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0
+        line = getattr(error, "lineno", data.count(b"\n", 0, start) + 1)
+        raise TutorialError(
+            f"{path.name}, line {line}, is not valid JSON; fetch it again, or delete it and run make book."
+        ) from error
+    if not isinstance(content, dict):
+        raise TutorialError(
+            f"{path.name}, line 1, begins no JSON object; fetch it again, or delete it and run make book."
+        )
+    return content
 
 
 def write(path: Path, text: str) -> None:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import re
 import sys
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +44,7 @@ _VECTORS = ("vector", "embedding")  # names of the column of vectors in a table
 _AT_ONCE = 256  # texts per call of embed
 _KEEP_AFTER = 4096  # new vectors held in memory at most before they are written
 _KEEP_SECONDS = 60.0  # and for so long at most
+_PART = re.compile(r"([0-9]{6,})(?:-[0-9a-f]{32})?\.parquet")  # our files of vectors; older ones have a number alone
 
 
 def is_cached(name: str) -> bool:
@@ -105,7 +108,7 @@ class CachedEmbedder(Embedder):
         self.queries = self.asked = 0
         self._embed, self._folder = embed, folder
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._known = {} if embed is None else dict(_parts(folder))
+        self._known = {} if embed is None else _read_parts(folder)
         self._new: dict[str, np.ndarray] = {}  # not on the disk yet
         self._kept = time.monotonic()
         if embed is None:  # found by what the tokenizer gives back, which is all that a model reads and writes
@@ -189,8 +192,9 @@ class CachedEmbedder(Embedder):
         if not self._new or self._folder is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.stem) for path in self._folder.glob("*.parquet")), default=-1)
-        path = self._folder / f"{number:06}.parquet"
+        number = 1 + max((number for number, _ in _parts(self._folder)), default=-1)
+        # two processes may come to the same number: the rest of the name is nobody else's
+        path = self._folder / f"{number:06}-{uuid.uuid4().hex}.parquet"
         part = path.with_suffix(".part")
         values = pa.array(np.stack(list(self._new.values())).ravel())
         table = pa.table({
@@ -202,7 +206,8 @@ class CachedEmbedder(Embedder):
         self._new, self._kept = {}, time.monotonic()
 
     def __del__(self) -> None:
-        if not sys.is_finalizing() and getattr(self, "_new", None):
+        # at the interpreter's end modules are None already; atexit has flushed by then
+        if sys is not None and not sys.is_finalizing() and getattr(self, "_new", None):
             self.flush()
 
     def _ask(self, texts: list[str]) -> np.ndarray:
@@ -269,25 +274,68 @@ class TableWindows(Windows):
 
 
 def read_table(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(text, float32 [d]) of a Parquet file with the columns text and vector (or embedding)."""
+    """(text, float32 [d]) of a Parquet file with the columns text and vector (or embedding).
+
+    Raises :class:`CorpusError` for a file without them, :class:`VectorError` for a row whose vector is of another
+    length than the first, or not finite. Rows without a text or a vector are left out.
+    """
     try:
-        names = pq.read_schema(path).names
+        schema = pq.read_schema(path)
+        names = schema.names
         column = next((name for name in _VECTORS if name in names), None)
         if column is None or "text" not in names:
             raise CorpusError(f"{path} has the columns {', '.join(names)}; text and vector are needed.")
+        _check_types(path, schema.field("text").type, schema.field(column))
         table = pq.read_table(path, columns=["text", column])
     except (OSError, pa.ArrowException) as error:
         raise CorpusError(f"{path} cannot be read as Parquet ({type(error).__name__}); check the file.") from error
+    dimension, start = None, 0
     for batch in table.to_batches():
         vectors = batch.column(1)
-        for text, vector in zip(batch.column(0).to_pylist(), vectors, strict=True):
-            if text and vector.is_valid:
-                yield text, np.asarray(vector.values, dtype=np.float32)
+        for row, (text, vector) in enumerate(zip(batch.column(0).to_pylist(), vectors, strict=True), start):
+            if not text or not vector.is_valid:
+                continue
+            values = np.asarray(vector.values.to_numpy(zero_copy_only=False), dtype=np.float32)
+            dimension = len(values) if dimension is None else dimension
+            if len(values) != dimension or not dimension:
+                raise VectorError(
+                    f"Row {row} of {path} has {len(values)} values where {dimension or 'some'} were expected; give "
+                    "vectors of one length."
+                )
+            if not np.isfinite(values).all():
+                raise VectorError(f"Row {row} of {path} holds a vector that is not finite; mend or remove the row.")
+            yield text, values
+        start += batch.num_rows
 
 
-def _parts(folder: Path | None) -> Iterator[tuple[str, np.ndarray]]:
-    for path in sorted(folder.glob("*.parquet")) if folder is not None else ():
-        yield from read_table(path)
+def _check_types(path: Path, text: pa.DataType, vectors: pa.Field) -> None:
+    if pa.types.is_dictionary(text):
+        text = text.value_type
+    if not (pa.types.is_string(text) or pa.types.is_large_string(text)):
+        raise CorpusError(f"The column text of {path} holds {text}; strings are needed.")
+    kind = vectors.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise CorpusError(f"The column {vectors.name} of {path} holds {kind}; lists of numbers are needed.")
+
+
+def _parts(folder: Path) -> list[tuple[int, Path]]:
+    """(number, file) of what :meth:`CachedEmbedder.flush` wrote here, in order; whatever else lies here is not ours."""
+    found = ((_PART.fullmatch(path.name), path) for path in folder.glob("*.parquet"))
+    return sorted((int(name[1]), path) for name, path in found if name is not None)
+
+
+def _read_parts(folder: Path | None) -> dict[str, np.ndarray]:
+    known: dict[str, np.ndarray] = {}
+    for _, path in _parts(folder) if folder is not None else ():
+        known |= read_table(path)
+    lengths = {len(vector) for vector in known.values()}
+    if len(lengths) > 1:
+        raise VectorError(
+            f"{folder} holds vectors of {' and '.join(map(str, sorted(lengths)))} values, so more than one model wrote "
+            "there; keep the files of one."
+        )
+    return known
 
 
 def _tokenizer(name: str | None) -> Any:

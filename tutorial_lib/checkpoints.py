@@ -34,12 +34,25 @@ def shipped(kind: str) -> list[str]:
 def resolve(name: str, kind: str) -> Path | None:
     """Folder of the weights ``name`` stands for: a folder, or the shipped ones; None when neither exists."""
     folder = Path(name)
-    if (folder / "config.json").is_file():
+    packaged = WEIGHTS / canonical_name(str(name)) / kind
+    is_shipped = (packaged / "config.json").is_file()
+    # A clone of the embedder may lie here under the very name that weights are shipped for.
+    if (folder / "config.json").is_file() and not (is_shipped and _is_foreign(folder)):
         return folder
     if (folder / kind / "config.json").is_file():
         return folder / kind
-    packaged = WEIGHTS / canonical_name(str(name)) / kind
-    return packaged if (packaged / "config.json").is_file() else None
+    return packaged if is_shipped else None
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Does the configuration say that this is no inverter or corrector? An unreadable one says nothing."""
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    if not isinstance(said, dict):
+        return True
+    return "embedder_model_name" not in said and not str(said.get("model_type")).startswith("tutorial_lib_")
 
 
 def verify(folder: Path) -> None:
@@ -109,7 +122,9 @@ def write_sums(folder: Path) -> None:
     """Write ``SHA256SUMS`` over the config and weights of a folder."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix in {".safetensors", ".json"})
     lines = [f"{sha256_of(folder / name)}  {name}\n" for name in names]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    part = folder / f"{SUMS}.part"
+    part.write_text("".join(lines), encoding="utf-8")
+    part.replace(folder / SUMS)  # never half a list, which would condemn good weights
 
 
 def save_finished(model: VectorToText, folder: Path, run: dict[str, Any]) -> None:
@@ -118,6 +133,8 @@ def save_finished(model: VectorToText, folder: Path, run: dict[str, Any]) -> Non
     model.to(torch.bfloat16)
     for name, buffer in whitening.items():  # a whitened difference needs all its digits
         model.get_submodule(name.rpartition(".")[0]).register_buffer(name.rpartition(".")[2], buffer)
+    # The sums of an earlier end of this run would call the new weights altered if it were killed in between.
+    (folder / SUMS).unlink(missing_ok=True)
     model.save_pretrained(folder, max_shard_size="40MB")
     (folder / "training.json").write_text(json.dumps(run, indent=1, default=str) + "\n", encoding="utf-8")
     write_sums(folder)

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from .errors import ClaimError
+from .errors import ClaimError, TutorialError
 from .metrics import Estimate
 
 GLUE_PREFIX = "application/papermill.record/"  # the record format that myst-nb's glue and scrapbook share
@@ -250,15 +250,51 @@ class Claims:
 
     @classmethod
     def read(cls, path: Path) -> Claims:
-        """Read and validate. Raises ClaimError naming the entry that is malformed."""
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        """Read and validate. Raises ClaimError naming the line or the entry that is malformed."""
+        content = read_yaml(path, ClaimError)
         unknown = set(content) - {"claims", "order"}
         if unknown:
             raise ClaimError(
                 f"{path.name} has the unknown section '{min(unknown)}'; it takes 'claims' and 'order'."
             )
-        claims = {name: _claim(name, entry) for name, entry in (content.get("claims") or {}).items()}
-        return cls(claims, tuple(_order(entry) for entry in content.get("order") or []))
+        claims, orders = content.get("claims") or {}, content.get("order") or []
+        if not isinstance(claims, dict) or not isinstance(orders, list):
+            raise ClaimError(f"{path.name} needs 'claims' as name: {{...}} and 'order' as a list.")
+        return cls(
+            {name: _claim(name, entry) for name, entry in claims.items()}, tuple(_order(entry) for entry in orders)
+        )
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML keeps the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        known: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in known:
+                    raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands here twice", problem_mark=key.start_mark)
+                known.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, kind: type[TutorialError] = TutorialError) -> dict[str, Any]:
+    """The mapping in a file. Raises an error of this kind, naming the file and the line that is not as it should be."""
+    data = path.read_bytes()
+    try:
+        content = yaml.load(data.decode(), _NoKeyTwice)  # a SafeLoader
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            line, why = data.count(b"\n", 0, error.start), "is not UTF-8 text"
+        elif isinstance(error, yaml.reader.ReaderError):
+            line, why = data.decode().count("\n", 0, error.position), "holds a character that YAML does not allow"
+        else:
+            mark = getattr(error, "problem_mark", None)
+            line, why = mark.line if mark else 0, f"is not valid YAML: {getattr(error, 'problem', None) or error}"
+        raise kind(f"{path.name}, line {line + 1}, {why}; mend it.") from error
+    if content is not None and not isinstance(content, dict):
+        raise kind(f"{path.name}, line 1, begins a {type(content).__name__}; it should be a mapping, key: value.")
+    return content or {}
 
 
 def _claim(name: str, entry: Any) -> Claim:
@@ -268,6 +304,8 @@ def _claim(name: str, entry: Any) -> Claim:
             f"the claim '{name}' needs 'chapter' and 'what' and takes only {', '.join(sorted(keys))}."
         )
     ours = entry.get("ours") or {}
+    if not isinstance(ours, dict):
+        raise ClaimError(f"the claim '{name}' needs 'ours' as profile: {{value: ..., tolerance: ...}}.")
     for profile, expected in ours.items():
         if (
             not isinstance(expected, dict)
@@ -280,20 +318,31 @@ def _claim(name: str, entry: Any) -> Claim:
                 f"the claim '{name}' has the tolerance {expected['tolerance']!r} for '{profile}', which YAML reads as "
                 "text; write a number with a point, such as 1.0e-10."
             )
+        _check_finite(name, expected["value"], f"the value for '{profile}'")
+        _check_finite(name, expected.get("tolerance", 0), f"the tolerance for '{profile}'")
         if expected.get("tolerance", 0) < 0:
             raise ClaimError(
                 f"the claim '{name}' has a negative tolerance for '{profile}'; it takes 0 or more."
             )
     paper = entry.get("paper")
-    if paper is not None and not {"value", "source"} <= set(paper):
-        raise ClaimError(f"the claim '{name}' quotes a paper without 'value' and 'source'.")
+    if paper is not None:
+        if not isinstance(paper, dict) or not {"value", "source"} <= set(paper):
+            raise ClaimError(f"the claim '{name}' quotes a paper without 'value' and 'source'.")
+        _check_finite(name, paper["value"], "the paper's value")
     return Claim(name, entry["chapter"], entry["what"], entry.get("unit", ""), ours, paper)
+
+
+def _check_finite(name: str, value: Any, what: str) -> None:
+    """Any number is within an infinite tolerance, and none within one that is not a number."""
+    if not isinstance(value, int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ClaimError(f"the claim '{name}' has {value!r} as {what}; it takes a finite number, or a text as value.")
 
 
 def _order(entry: Any) -> Order:
     if isinstance(entry, str):
         return Order(entry, ())
-    if not isinstance(entry, dict) or "rule" not in entry or set(entry) - {"rule", "profiles"}:
+    whole = isinstance(entry, dict) and not set(entry) - {"rule", "profiles"}
+    if not whole or not isinstance(entry.get("rule"), str) or not isinstance(entry.get("profiles") or [], list):
         raise ClaimError(
             f"the order {entry!r} must be a text such as 'a < b' or {{rule: ..., profiles: [...]}}."
         )

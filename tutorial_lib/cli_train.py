@@ -29,7 +29,7 @@ _DATA: tuple[_Option, ...] = (
     ("--max-tokens", at_least(1), "word pieces in the longest window (default 8, or the inverter's)"),
     ("--longest", share, "share of windows drawn at the longest length; the others take any (default 0.5)"),
     ("--whiten-on", at_least(2), "windows from which the whitening is estimated (default 8192)"),
-    ("--seed", int, "of the weights and the windows (default 0)"),
+    ("--seed", at_least(0), "of the weights and the windows (default 0)"),
 )
 _MODEL: tuple[_Option, ...] = (
     ("--layers", at_least(1), "encoder layers, and as many decoder layers (default 3)"),

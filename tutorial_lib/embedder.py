@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tutorial_lib.errors import CheckpointError, TextError
+from tutorial_lib.errors import CheckpointError, TextError, TutorialError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -42,6 +42,19 @@ def sha256_of(path: Path) -> str:
 def canonical_name(name: str) -> str:
     """The short name under which weights for an embedder are kept (``all-MiniLM-L6-v2`` for its Hub name)."""
     return name.removeprefix("sentence-transformers/").rstrip("/")
+
+
+def check_device(device: str | None) -> None:
+    """Raises :class:`TutorialError` when there is no such device, before anything is loaded for it."""
+    if device is None:
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # torch raises a type for each way in which a device can be missing
+        raise TutorialError(
+            f"The device {device!r} cannot be used here; give cpu, cuda or mps, whichever this machine and its "
+            "PyTorch have, or leave it out."
+        ) from error
 
 
 def _packaged_minilm() -> Path | None:
@@ -122,12 +135,14 @@ class Embedder:
         A Python file (``x.py``) or a table (``parquet:FILE``) stands for an embedder known by its vectors alone; see
         :mod:`tutorial_lib.cached`.
 
-        Raises :class:`CheckpointError` when no such model can be found or packaged weights were altered.
+        Raises :class:`CheckpointError` when no such model can be found or packaged weights were altered, and
+        :class:`TutorialError` when this machine has no such ``device``.
         """
         from sentence_transformers import SentenceTransformer
 
         from tutorial_lib.cached import is_cached, open_embedder
 
+        check_device(device)
         if is_cached(name):
             return open_embedder(name, device=device)
         source: str = _MEAN_POOLED.get(name, name)
@@ -293,6 +308,5 @@ class Embedder:
             if count > self.max_tokens and not truncate:
                 raise TextError(
                     f"Text {index} has {count} word pieces and {self.name} reads {self.max_tokens}; split "
-                    "it, "
-                    "or pass truncate=True to embed its beginning only."
+                    "it, or embed its beginning only (truncate=True, on the command line --truncate)."
                 )

@@ -326,7 +326,8 @@ def collect(
     ``output``: folder for ``general/``, ``foreign/``, ``manifest.json`` and the downloads (``packages/``, to be
     deleted at will). ``tests``: passages that may not occur in what is written for training. A source that cannot
     be fetched is left out with a sentence to ``say``. Raises :class:`CorpusError` for an unknown name, or when no
-    source could be fetched at all.
+    source could be fetched at all. What an earlier call wrote, and this one did not, stays in the manifest as it
+    stays on the disk.
     """
     known = {source.name: source for source in SOURCES}
     unknown = sorted(set(names) - set(known))
@@ -347,15 +348,33 @@ def collect(
         say(f"{source.name}: {entries[-1]['words']:,} words of {source.package} {found['version']}")
     if not entries:
         raise CorpusError("No source of general text could be fetched; see that apt can reach its servers.")
+    entries = _with_earlier(entries, output)
     manifest = {"sources": entries, "blocks": BLOCKS, "unicode": unicodedata.unidata_version}
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (output / "manifest.json").write_text(text, encoding="utf-8")
     return manifest
 
 
+def _with_earlier(entries: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
+    """These entries and the old manifest's whose folder is still there, in the order of SOURCES."""
+    try:
+        found = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["sources"]
+        kept = [entry for entry in found if _target(output, entry["source"], entry["foreign"]).is_dir()]
+        earlier = {entry["source"]: entry for entry in kept}
+    except (OSError, ValueError, LookupError, TypeError):  # none yet, or none that can be read
+        earlier = {}
+    merged = earlier | {entry["source"]: entry for entry in entries}
+    places = {source.name: place for place, source in enumerate(SOURCES)}
+    return sorted(merged.values(), key=lambda entry: places.get(entry["source"], len(places)))
+
+
+def _target(output: Path, name: str, foreign: bool) -> Path:
+    return output / ("foreign" if foreign else "general") / name
+
+
 def _write(source: Source, folder: Path, output: Path, gate: Filter) -> dict[str, Any]:
     """Write one source's files; what the manifest says of the text itself."""
-    target = output / ("foreign" if source.foreign else "general") / source.name
+    target = _target(output, source.name, source.foreign)
     blocks: dict[str, list[str]] = {}
     gate.dropped = Counter()
     count = 0

@@ -183,9 +183,7 @@ def invert(
     _finish_round(0, range(len(searches)), searches, on_step)
 
     local = LocalEdits(embedder, inverter, corrector) if edits and corrector is not None else None
-    # Queries at most, per text and round.
-    each = branch + (GRADIENT_QUERIES if corrector is not None and corrector.reads_slopes else 0)
-    spend = beam_width * each + edits
+    spend = round_queries(corrector, beam_width, branch, edits)
     bar = tqdm(range(1, steps + 1), desc="Correcting", unit="round", disable=not progress)
     for step in bar:
         active = [
@@ -207,6 +205,12 @@ def invert(
         bar.set_postfix(open=len(active))
     bar.close()
     return _result(searches)
+
+
+def round_queries(corrector: Corrector | None, beam_width: int, branch: int, edits: int) -> int:
+    """Queries that a round of :func:`invert` costs at most, per text."""
+    each = branch + (GRADIENT_QUERIES if corrector is not None and corrector.reads_slopes else 0)
+    return beam_width * each + edits
 
 
 def _unasked(target: torch.Tensor, embedder: Embedder, inverter: Inverter, beam_width: int) -> Inversion:

@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -35,6 +36,7 @@ from tutorial_lib.training_models import build_model, optimizers
 
 CSV_FIELDS = ("step", "seconds", "sequences", "loss", "learning_rate")
 _ROW = 10  # steps per row of the loss curve
+_FINISHED = ("config.json", "training.json")  # either lies in a folder of finished weights
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class TrainConfig:
         least = dict.fromkeys(
             ("min_tokens", "batch_size", "layers", "width", "num_pseudo_tokens", "pool", "reuse", "max_steps"), 1
         )
-        least |= {"whiten_on": 2, "sampled": 0, "rewrites": 0}
+        least |= {"whiten_on": 2, "sampled": 0, "rewrites": 0, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -119,7 +121,8 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     A checkpoint every ``checkpoint_minutes`` replaces the last one in a single rename, so a kill at any
     moment loses minutes at most; a run limited by ``max_steps`` and resumed follows the same loss curve as
     one left alone. Raises :class:`TutorialError` when there is no limit, the folder already holds another
-    run, or the disk is full (the last checkpoint stays).
+    run or weights without one, the embedder reads less than ``max_tokens``, or the disk is full (the last
+    checkpoint stays).
     """
     config.check()
     output = Path(config.output)
@@ -128,10 +131,20 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
         raise TutorialError(
             f"{output} holds a run already; pass --resume to go on, or choose another folder."
         )
+    if not checkpoint.exists() and any((output / name).exists() for name in _FINISHED):
+        raise TutorialError(
+            f"{output} holds finished weights and no checkpoint to go on from; choose another folder, and give "
+            "these weights with --begin-from to go on from them."
+        )
     accelerator = Accelerator(mixed_precision=_precision())
     torch.manual_seed(config.seed + accelerator.process_index)
     output.mkdir(parents=True, exist_ok=True)
     embedder = Embedder.from_pretrained(config.embedder, device=str(accelerator.device))
+    if config.max_tokens > embedder.max_tokens:  # the vector of a longer window says nothing of its end
+        raise TutorialError(
+            f"max_tokens is {config.max_tokens} and {embedder.name} reads {embedder.max_tokens} word pieces; give "
+            f"--max-tokens {embedder.max_tokens} or less."
+        )
     # A table of vectors has nothing but its own texts to train on.
     table = isinstance(embedder, CachedEmbedder) and embedder.closed
     windows = TableWindows(config, cast(CachedEmbedder, embedder)) if table else Windows(config, embedder)
@@ -257,9 +270,16 @@ class _Run:
             rows = [left[kinds[int(u * len(kinds))] if u < 1 else ""] for u in draw]
         return torch.tensor(rows, device=self.accelerator.device)
 
+    def clock(self) -> float:
+        """Seconds on the main process's clock: by clocks of their own one process would leave and the rest wait."""
+        now = time.monotonic()
+        if self.accelerator.num_processes == 1:
+            return now
+        return float(broadcast(torch.tensor(now, dtype=torch.float64, device=self.accelerator.device)))
+
     def loop(self, checkpoint: Path, progress: bool) -> bool:
         """Run to the end of the budget (True) or of the segment (False)."""
-        began, saved, mark = time.monotonic(), time.monotonic(), time.monotonic()
+        began = saved = mark = self.clock()
         bar = tqdm(total=100.0, unit="%", disable=not (progress and self.accelerator.is_main_process),
                    bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}")  # fmt: skip
         bar.set_description(f"Training the {self.config.kind}")
@@ -273,7 +293,7 @@ class _Run:
                         "checkpoint with "
                         "--resume, or start again with a lower learning rate."
                     )
-                now = time.monotonic()
+                now = self.clock()
                 self.seconds, mark = self.seconds + now - mark, now
                 if self.step % _ROW == 0:
                     loss = float(np.mean(self.losses))

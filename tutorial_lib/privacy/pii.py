@@ -37,10 +37,21 @@ class Finding:
     end: int  # one past the last
 
 
+# The usual endings of an address, beside those of countries.  Not just any word: once a text is tokenised, the dot
+# before an ending looks like the full stop before the next sentence, and "see me @ noon . then" is no address.
+_ENDING = "|".join(
+    "com org net edu gov mil int info biz name pro mobi jobs coop aero museum post example test invalid "
+    "dev app xyz tech cloud online site website web page host digital software systems network email "
+    "health healthcare clinic hospital care dental doctor pharmacy med fitness life "
+    "law legal attorney bank finance financial insurance money tax accountants capital "
+    "company business enterprises agency consulting solutions services support management group partners team work "
+    "school academy education college university institute foundation charity ngo church community social club "
+    "store shop market global world international media news blog press studio design".split()
+)
 # A tokenizer puts spaces around punctuation ("ann . lee @ mail . org"), hence the \s? everywhere.
 _EMAIL = re.compile(
     r"[a-z0-9]+(?:\s?[._+-]\s?[a-z0-9]+)*\s?@\s?[a-z0-9-]+(?:\s?\.\s?[a-z0-9-]+)*?"
-    r"\s?\.\s?(?:com|org|net|edu|gov|info|example|test|[a-z]{2})\b(?:\s?\.\s?[a-z]{2}\b)?",
+    rf"\s?\.\s?(?:{_ENDING}|[a-z]{{2}})\b(?!\s?\.\s?(?:com|org|net|edu|gov)\b)(?:\s?\.\s?[a-z]{{2}}\b)?",
     re.IGNORECASE,
 )
 _MONTH = (
@@ -133,17 +144,31 @@ class NameScores:
     last: Estimate
 
 
+_CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_CHINESE}]|[^\W_{_CHINESE}]+")
+_MARK = "\u01c5"  # stands for a mark while a text is masked: a letter ("ǅ") that no one types
+
+
 def words(text: str) -> list[str]:
-    """Lower-case words without accents or punctuation, the form in which names are compared."""
-    bare = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
-    return re.findall(r"[a-z0-9]+", bare)
+    """Lower-case words without accents or punctuation, the form in which names are compared.
+
+    Of any script.  A Chinese character is a word of its own, as tokenizers write it.
+    """
+    bare = unicodedata.normalize("NFKD", text.lower())
+    return _WORD.findall(bare if bare.isascii() else "".join(c for c in bare if not _is_mark(c)))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises TextError for the first name without a letter or digit: nothing could be looked for."""
+    for name in names:
+        if not words(name):
+            raise TextError(f"the name {name!r} has no letters: give the name as it stands in the text")
 
 
 def name_hits(name: str, guess: str) -> tuple[bool, bool, bool]:
     """Whether the full name, its first part and its last part stand in the guess."""
+    check_names([name])
     parts, found = words(name), words(guess)
-    if not parts:
-        raise TextError(f"the name {name!r} has no letters: give the name as it stands in the text")
     size = len(parts)
     full = any(found[i : i + size] == parts for i in range(len(found) - size + 1))
     return full, parts[0] in found, parts[-1] in found
@@ -157,11 +182,21 @@ def names_recovered(names: Sequence[str], guesses: Sequence[str]) -> NameScores:
 
 
 def mask(text: str) -> str:
-    """Hide a text but keep its shape: first letter of words over three letters, digits never."""
-    hidden = re.sub(r"\d", "•", text)
-    return re.sub(
+    """Hide a text but keep its shape: first letter of words over three letters, digits never.
+
+    Vowel signs and accents written as characters of their own are hidden as letters are.
+    """
+    hidden = re.sub(r"\d", "•", unicodedata.normalize("NFC", text))
+    hidden = "".join(_MARK if _is_mark(c) else c for c in hidden)
+    hidden = re.sub(
         r"[^\W\d_•]+", lambda m: (m[0][0] if len(m[0]) > 3 else "•") + "•" * (len(m[0]) - 1), hidden
     )
+    return hidden.replace(_MARK, "•")
+
+
+def _is_mark(character: str) -> bool:
+    """An accent, or a vowel sign of an Indic script: part of a word, though `\\w` does not say so."""
+    return unicodedata.category(character).startswith("M")
 
 
 def _same_length(a: Sequence[str], b: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ A password can stay out of the URL: PostgreSQL also reads `PGPASSWORD` and `~/.p
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import PurePath
 
 from ..errors import StoreError, TutorialError
@@ -55,9 +56,13 @@ def open_store(url: str) -> Store:
     Raises StoreError for an unknown scheme, a store that is not there, wrong credentials, a table that
     holds no vectors, or a missing package; VectorError where the vectors themselves cannot be used.
     """
-    parsed = parse_url(url)
-    if not parsed.scheme and PurePath(parsed.path).suffix in SUFFIXES:
-        parsed = parse_url(SUFFIXES[PurePath(parsed.path).suffix] + ":" + url)
+    suffix = PurePath(url).suffix
+    if suffix in SUFFIXES and url.partition(":")[0] not in READERS and os.path.isfile(os.path.expanduser(url)):
+        parsed = StoreURL(SUFFIXES[suffix], url, "")  # a file's own name: its %, ? and # mean themselves
+    else:
+        parsed = parse_url(url)
+        if not parsed.scheme and PurePath(parsed.path).suffix in SUFFIXES:
+            parsed = parse_url(SUFFIXES[PurePath(parsed.path).suffix] + ":" + url)
     if parsed.scheme not in READERS:
         given = f"scheme {parsed.scheme!r}" if parsed.scheme else f"{url!r} without a scheme"
         raise StoreError(

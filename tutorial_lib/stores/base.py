@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any, Literal, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import numpy as np
 
@@ -33,6 +33,11 @@ VECTOR_COLUMNS = ("vector", "embedding", "embeddings", "vec", "emb")
 # `column`: the vectors; `text`: the text beside them; `id`: the row's name; `bitorder`: how bits are packed;
 # `dtype`: what the bytes of a plain BLOB column are.
 OPTIONS = {"column", "text", "id", "bitorder", "dtype"}
+
+NO_URL = (
+    "the store's URL cannot be taken apart: write signs such as % [ ] / ? # @ in a user or password as "
+    "%25 %5B %5D %2F %3F %23 %40"
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,15 @@ class StoreURL:
 
 
 def parse_url(url: str) -> StoreURL:
-    """Take a store's URL apart.  Raises StoreError on an option that does not exist."""
-    parts = urlsplit(url)
+    """Take a store's URL apart.  Raises StoreError on an option that does not exist, or where it is no URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its message, and the URL, may hold a password: neither is repeated
+        raise StoreError(NO_URL) from None
+    port = parts.netloc.partition(":")[2]
+    rest = parts.path + parts.query + parts.fragment
+    if "@" not in parts.netloc and "@" in rest and port and not port.isdigit():  # "user:pa" of user:pa/ss@host
+        raise StoreError(NO_URL)
     scheme, _, plus = parts.scheme.lower().partition("+")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     # A server's URL may carry the driver's own options (sslmode, ...), which are passed on untouched.
@@ -219,6 +231,14 @@ def existing(url: StoreURL, *, folder: bool = False) -> str:
     if not os.access(path, os.R_OK):
         raise StoreError(f"{url.path!r} cannot be read by this user: ask its owner for read permission")
     return path
+
+
+def sqlite_uri(path: str) -> str:
+    """The URI that opens a SQLite file for reading only.
+
+    Unescaped, a ? or # in the path would end it, and `mode=ro` with it: SQLite would then create a file.
+    """
+    return f"file://{quote(os.path.abspath(path))}?mode=ro"
 
 
 def choose(

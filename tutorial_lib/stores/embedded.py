@@ -21,6 +21,7 @@ from .base import (
     existing,
     first_line,
     optional,
+    sqlite_uri,
     text_column,
     texts_or_none,
     unpack_bits,
@@ -81,15 +82,17 @@ class ChromaStore(Store):
         chromadb = optional("chromadb")
         path = existing(url, folder=True)
         database = os.path.join(path, "chroma.sqlite3")
-        if not os.path.isfile(database):
-            raise StoreError(f"no Chroma store at {url.path!r}: the folder has no chroma.sqlite3")
+        if not os.path.isfile(database) or os.path.islink(database):
+            raise StoreError(f"no Chroma store at {url.path!r}: the folder has no chroma.sqlite3 of its own")
         # Chroma writes to its folder even to read it (compaction, locks), so the reader works on a copy that
         # `close` removes: the original keeps its bytes, and may be read-only.  It costs disk, not memory.
         try:
             self._copy = tempfile.TemporaryDirectory(
                 prefix="tutorial_lib_chroma_", ignore_cleanup_errors=True
             )
-            shutil.copytree(path, self._copy.name, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            shutil.copytree(
+                path, self._copy.name, ignore=_links, dirs_exist_ok=True, copy_function=shutil.copyfile
+            )
         except (OSError, shutil.Error) as error:
             raise StoreError(f"{url} could not be copied for reading: {first_line(error)}") from error
         try:
@@ -125,6 +128,11 @@ class ChromaStore(Store):
         self._copy.cleanup()
 
 
+def _links(folder: str, names: list[str]) -> list[str]:
+    """What copytree leaves out: a link in a store that is not ours may lead to the whole disk, or back to itself."""
+    return [name for name in names if os.path.islink(os.path.join(folder, name))]
+
+
 VEC0 = re.compile(r"(\w+)\s+(float|f32|int8|i8|bit)\s*\[\s*(\d+)\s*\]", re.IGNORECASE)
 VEC0_TYPES = {"float": "float32", "f32": "float32", "int8": "int8", "i8": "int8", "bit": "bit"}
 BLOB_TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "bit": np.uint8}
@@ -142,7 +150,7 @@ class SQLiteStore(Store):
         path = existing(url)
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
         try:
-            self._db = apsw.Connection(f"file:{path}?mode=ro", flags=flags)
+            self._db = apsw.Connection(sqlite_uri(path), flags=flags)
             schema = dict(
                 self._db.execute(
                     "select name, sql from sqlite_master where type = 'table' and sql is not null"

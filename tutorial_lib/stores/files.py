@@ -273,10 +273,53 @@ class FaissStore(Store):
         self.quantisation = kind  # type: ignore[assignment]
         self.dimension, self.count = self._index.d, self._index.ntotal
         self.stored = f"FAISS {name}" + "".join(f", {n}" for n in notes)
+        self._core = core
+        self._places: np.ndarray | None = None
+        if hasattr(core, "invlists"):
+            self._find_rows(url)
+
+    def _find_rows(self, url: StoreURL) -> None:
+        """Where an IVF index keeps each row: (list, place in it), in the order of the ids stored beside the vectors.
+
+        Its ids need not be 0..n-1; reconstruct_n assumes so, and gives uninitialised memory for the ids it misses.
+        """
+        faiss, lists = optional("faiss"), self._core.invlists
+        sizes = [lists.list_size(k) for k in range(lists.nlist)]
+        stored = [np.zeros(0, dtype=np.int64)]
+        for k in np.flatnonzero(sizes):
+            pointer = lists.get_ids(int(k))
+            stored.append(faiss.rev_swig_ptr(pointer, sizes[k]).copy())
+            lists.release_ids(int(k), pointer)
+        ids = np.concatenate(stored)
+        order = np.argsort(ids, kind="stable")
+        within = np.concatenate([np.arange(n) for n in sizes])
+        self._places = np.stack([np.repeat(np.arange(len(sizes)), sizes), within], axis=1)[order]
+        self.count = len(ids)
+        if self._ids is None:
+            self._ids = ids[order]
+        elif not np.array_equal(ids[order], np.arange(len(self._ids))):
+            raise StoreError(
+                f"{url.path!r} is a FAISS id map over an IVF index from which rows were removed, so its ids "
+                "no longer belong to its vectors: build it anew"
+            )
+
+    def _rows(self, start: int, size: int) -> np.ndarray:
+        """float32 [size, d]: consecutive rows, decoded."""
+        if self._places is None:
+            return self._index.reconstruct_n(start, size)
+        faiss = optional("faiss")
+        rows = np.empty((size, self._core.d), dtype=np.float32)
+        for row, (number, place) in zip(rows, self._places[start : start + size].tolist(), strict=True):
+            self._core.reconstruct_from_offset(number, place, faiss.swig_ptr(row))
+        if type(self._index).__name__ != "IndexPreTransform":
+            return rows
+        out = np.empty((size, self.dimension), dtype=np.float32)
+        self._index.reverse_chain(size, faiss.swig_ptr(rows), faiss.swig_ptr(out))
+        return out
 
     def _read(self, size: int, offset: int) -> Iterator[Raw]:
         for start in range(offset, self.count, size):
-            rows = self._index.reconstruct_n(start, min(size, self.count - start))
+            rows = self._rows(start, min(size, self.count - start))
             ids = (
                 self._ids[start : start + len(rows)]
                 if self._ids is not None

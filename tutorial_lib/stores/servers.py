@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
-from .base import VECTOR_COLUMNS, Raw, Store, StoreURL, choose, existing, first_line, optional, text_column
+from .base import (
+    NO_URL,
+    VECTOR_COLUMNS,
+    Raw,
+    Store,
+    StoreURL,
+    choose,
+    existing,
+    first_line,
+    optional,
+    sqlite_uri,
+    text_column,
+)
 
 
 def qdrant_store(url: StoreURL) -> Store:
@@ -155,7 +167,7 @@ class QdrantLocalStore(QdrantStore):
                 f"the Qdrant collection {name!r} at {url.path!r} has lost its storage.sqlite: restore "
                 "it from a copy"
             )
-        self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        self._db = sqlite3.connect(sqlite_uri(path), uri=True)
         try:
             self.count = self._db.execute("select count(*) from points").fetchone()[0]
             first = self._db.execute("select point from points limit 1").fetchone()
@@ -213,6 +225,8 @@ class PostgresStore(Store):
             self._connection = self._psycopg.connect(
                 address, connect_timeout=10, options="-c default_transaction_read_only=on"
             )
+        except self._psycopg.ProgrammingError:  # its message may repeat the password
+            raise StoreError(NO_URL) from None
         except self._psycopg.OperationalError as error:
             reason = first_line(error)
             if any(word in str(error) for word in ("authentication", "password", "no pg_hba", "role ")):
