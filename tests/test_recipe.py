@@ -96,7 +96,8 @@ def test_a_run_fills_the_table_and_repeats_nothing(
 
 def test_the_default_is_no_rival_of_itself(recipe: ModuleType) -> None:
     given = recipe.parse(["run", "--batch-size", "128", "--questions", "batch", "--seeds", "0"])
-    assert [setting.name for _, _, setting, _ in recipe.plan(given)] == ["default", "batch 64", "batch 256", "batch 512"]
+    asked = [setting.name for _, _, setting, _ in recipe.plan(given)]
+    assert asked == ["default", "batch 64", "batch 256", "batch 512"]
 
 
 def test_decisions_compare_seed_by_seed(recipe: ModuleType) -> None:
