@@ -285,15 +285,20 @@ def test_lancedb_half_floats_and_bits(tmp_path):
     assert open_store(f"lancedb://{tmp_path}/db#bits").quantisation == "binary"
 
 
-def test_chroma(tmp_path):
+def chroma_notes(folder):
+    """A Chroma store with the collection `notes`, and an empty one."""
     chromadb = pytest.importorskip("chromadb")
     client = chromadb.PersistentClient(
-        path=str(tmp_path / "db"), settings=chromadb.Settings(anonymized_telemetry=False)
+        path=str(folder / "db"), settings=chromadb.Settings(anonymized_telemetry=False)
     )
     client.create_collection("notes").add(
         ids=[f"r{i}" for i in range(N)], embeddings=VECTORS, documents=TEXTS
     )
     client.create_collection("empty")
+
+
+def test_chroma(tmp_path):
+    chroma_notes(tmp_path)
     before = digest(tmp_path)
     for file in (tmp_path / "db").rglob("*"):
         file.chmod(0o555 if file.is_dir() else 0o444)  # a read-only store is read like any other
@@ -311,13 +316,7 @@ def test_chroma(tmp_path):
 
 
 def test_chroma_copies_no_links(tmp_path):
-    chromadb = pytest.importorskip("chromadb")
-    client = chromadb.PersistentClient(
-        path=str(tmp_path / "db"), settings=chromadb.Settings(anonymized_telemetry=False)
-    )
-    client.create_collection("notes").add(
-        ids=[f"r{i}" for i in range(N)], embeddings=VECTORS, documents=TEXTS
-    )
+    chroma_notes(tmp_path)
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key").write_text("not part of the store")
     (tmp_path / "db" / "elsewhere").symlink_to(tmp_path / "secret")

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ import numpy as np
 
 from .audit_journal import Journal, finished_lines
 from .audit_report import AuditReport, summarise
-from .audit_sample import Fit, Scan, fits, scaling, scan
+from .audit_sample import Fit, Scan, fits, lost_lengths, scaling, scan
 from .cli_common import at_least, hush
 from .errors import CheckpointError, TutorialError
 from .metrics import token_f1
@@ -191,6 +191,9 @@ def _invert(
     scale = scaling(attack.embedder)
     if journal.find("fit") is None:
         fit = fits(found.vectors, attack.embedder, attack.first_guess, scale, seed=seed)
+        if lost_lengths(attack.embedder, found.norm):
+            scaled = "the store scaled these vectors to length 1 and the embedder does not, so their lengths are lost"
+            fit = replace(fit, reason=f"{fit.reason}; {scaled}, and an inverter trained on scaled vectors reads more")
         spent = attack.embedder.queries - before
         journal.append({"fit": asdict(fit), "queries": spent, "seconds": time.monotonic() - started})
     if Fit(**journal.find("fit")).verdict == "no":

@@ -104,18 +104,30 @@ class Journal:
         self.entries.append(entry)
 
     def save_sample(self, found: Scan) -> None:
-        """The sample, written beside its place and moved there, so that it is whole or absent."""
+        """The sample, written beside its place and moved there, so that it is whole or absent.
+
+        Raises StoreError when it cannot be written, and leaves no part of it behind.
+        """
         part = self.sample.with_suffix(".part")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(
-                file,
-                vectors=found.vectors,
-                text=np.frombuffer(json.dumps([found.ids, found.texts]).encode(), dtype=np.uint8),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.sample)
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                np.savez(
+                    file,
+                    vectors=found.vectors,
+                    text=np.frombuffer(json.dumps([found.ids, found.texts]).encode(), dtype=np.uint8),
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.sample)
+        except BaseException as error:
+            with suppress(OSError):  # the sample is private, and nobody would look for it under this name
+                part.unlink()
+            if isinstance(error, OSError):
+                raise StoreError(
+                    f"the {self.what} cannot write {str(self.sample)!r} ({error.strerror}): free space, then resume"
+                ) from error
+            raise
 
     def load_sample(self, entry: dict[str, Any]) -> Scan:
         from .audit_sample import Scan  # it brings in all that an audit needs

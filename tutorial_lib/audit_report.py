@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .cli_common import plain
 from .metrics import Estimate, bootstrap, proportion
 from .privacy.pii import KINDS
 
@@ -50,7 +51,7 @@ class AuditReport:
 
     def to_json(self) -> str:
         """The report as JSON; an estimate is {value, low, high, n}, and what has no value is null."""
-        return json.dumps(_plain(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(plain(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_text(self) -> str:
         """A few lines for the terminal."""
@@ -237,15 +238,6 @@ def _not_judged(
             f"an attacker trained on {settings['quantisation']} vectors, who would recover more than this one"
         )
     return reasons
-
-
-def _plain(item: Any) -> Any:
-    """The same with None for numbers that are not finite (the interval of one text), which JSON does not have."""
-    if isinstance(item, dict):
-        return {key: _plain(child) for key, child in item.items()}
-    if isinstance(item, list | tuple):
-        return [_plain(child) for child in item]
-    return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
 def _e(value: Any) -> str:

@@ -88,6 +88,14 @@ def scaling(embedder: Embedder) -> Callable[[np.ndarray], np.ndarray]:
     return unit if np.allclose(lengths, 1, rtol=0, atol=1e-3) else _as_it_is
 
 
+def lost_lengths(embedder: Embedder, norm: tuple[float, float, float]) -> bool:
+    """Did a store scale to length 1 what the embedder writes in lengths of its own? (Qdrant does so for cosine.)
+
+    norm: smallest, mean and largest length of the store's vectors, :class:`Scan`.
+    """
+    return scaling(embedder) is _as_it_is and bool(np.allclose(norm, 1, rtol=0, atol=1e-3))
+
+
 def _as_it_is(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors, dtype=np.float32)
 

@@ -59,14 +59,15 @@ def hush() -> None:
     logging.disable_progress_bar()
 
 
+def plain(item: Any) -> Any:
+    """The same with None for numbers that are not finite (the interval of one text), which JSON does not have."""
+    if isinstance(item, dict):
+        return {key: plain(child) for key, child in item.items()}
+    if isinstance(item, list | tuple):
+        return [plain(child) for child in item]
+    return None if isinstance(item, float) and not math.isfinite(item) else item
+
+
 def print_json(value: Any) -> None:
     """JSON on stdout; a number that is not finite (the interval of one text) becomes null."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {key: plain(child) for key, child in item.items()}
-        if isinstance(item, list | tuple):
-            return [plain(child) for child in item]
-        return None if isinstance(item, float) and not math.isfinite(item) else item
-
     print(json.dumps(plain(value), indent=1, ensure_ascii=False))
