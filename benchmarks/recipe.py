@@ -198,6 +198,15 @@ def config_of(
     return TrainConfig(kind, folder, seed=seed, max_steps=steps, checkpoint_minutes=1e9, **merged)  # type: ignore[arg-type]
 
 
+def shortened(name: str, max_tokens: int, folder: Path) -> Path:
+    """A copy of an inverter that writes at most ``max_tokens`` pieces, for correctors of that length to start from."""
+    if not folder.exists():
+        inverter = Inverter.from_pretrained(name)
+        inverter.config.max_tokens = max_tokens
+        inverter.save_pretrained(folder)
+    return folder
+
+
 def trained(config: TrainConfig, alter: Callable[[Any], None] | None) -> tuple[float, float]:
     """Train; (seconds, last loss of the curve). ``alter`` changes the model before its first step."""
     build = training.build_model
@@ -292,7 +301,7 @@ def run(given: argparse.Namespace) -> None:
                     append(path, same[0] | about)
                 continue
             if kind == "corrector" and given.inverter:
-                inverters[seed] = given.inverter
+                inverters[seed] = shortened(given.inverter, given.max_tokens, Path(folder) / "start")
             elif kind == "corrector" and seed not in inverters:
                 inverters[seed] = Path(folder) / f"start-{seed}"
                 trained(config_of("inverter", DEFAULT, seed, str(inverters[seed]), given), None)

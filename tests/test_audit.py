@@ -185,6 +185,17 @@ def test_vectors_keep_the_length_that_the_inverter_was_trained_with(tmp_path, em
     np.testing.assert_allclose(invert.lengths, 1, rtol=1e-5)
 
 
+def test_a_store_that_lost_the_lengths_says_so(tmp_path, embedder):
+    long = Long()
+    for name, vectors, said in (("scaled", unit(long.encode(TEXTS)), True), ("kept", long.encode(TEXTS), False)):
+        (tmp_path / name).mkdir()
+        report = run_audit(save(tmp_path / name, long, vectors=vectors), long, tmp_path / f"out-{name}")
+        assert ("their lengths are lost" in report.fit["reason"]) is said
+        assert ("their lengths are lost" in report.to_html()) is said
+    report = run_audit(save(tmp_path, embedder), embedder, tmp_path / "out-unit")  # length 1 is this embedder's own
+    assert "lost" not in report.fit["reason"]
+
+
 def test_scaled_like_follows_the_embedder(embedder):
     vectors = np.array([[3.0, 4.0], [0.0, 2.0]])
     np.testing.assert_allclose(scaled_like(embedder, vectors), [[0.6, 0.8], [0, 1]], rtol=1e-6)
@@ -364,6 +375,18 @@ def test_the_sample_is_uniform_and_without_repeats(tmp_path):
     assert counts[:150].sum() == pytest.approx(3000, abs=200)
 
 
+def test_a_sample_takes_the_memory_of_the_store_and_no_more(tmp_path):
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32))
+    with open_store(str(tmp_path / "v.npy")) as store:
+        found = scan(store, 10**12, batch=37)
+        np.testing.assert_array_equal(found.vectors, np.load(tmp_path / "v.npy"))
+        whole = scan(store, 200, batch=37)
+        few = SimpleNamespace(count=7, dimension=4, batches=store.batches)  # the rest was written after the count
+        grown = scan(few, 200, batch=37)
+        assert grown.ids == whole.ids
+        np.testing.assert_array_equal(grown.vectors, whole.vectors)
+
+
 def test_the_out_folder_must_be_writable(tmp_path, embedder):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot write to"):
@@ -405,6 +428,24 @@ def test_a_disk_that_fills_up_leaves_no_half_line(tmp_path, monkeypatch):
     journal.append({"third": 3})
     kept = [{"settings": {}}, {"first": "a line that takes three writes"}, {"third": 3}]
     assert journal.entries == Journal(tmp_path, {}, resume=True).entries == kept
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [(OSError(28, "No space left on device"), StoreError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_a_sample_that_cannot_be_written_leaves_no_part(tmp_path, embedder, monkeypatch, failure, raised):
+    def full(file, **arrays):
+        file.write(b"half of a private sample")
+        raise failure
+
+    url, out = save(tmp_path, embedder), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("tutorial_lib.audit_journal.np.savez", full)
+        with pytest.raises(raised):
+            run_audit(url, embedder, out)
+    assert [path.name for path in out.iterdir()] == ["journal.jsonl"]
+    assert run_audit(url, embedder, out, resume=True).rows == 40
 
 
 def test_personal_data_outweighs_whole_texts():

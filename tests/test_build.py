@@ -253,6 +253,7 @@ def test_smoke_runs_elsewhere_and_keeps_its_hands_off_the_published(clone: Path)
         ("1 / 0", "stopped at its code cell .* with ZeroDivisionError: division by zero"),
         ("print(object())", "memory address"),
         ("import warnings; warnings.warn('old')", "writes to stderr"),
+        ("import os; os._exit(1)", "kernel of .* died, most often because memory ran out"),
     ],
 )
 def test_a_chapter_that_misbehaves_is_not_published(clone: Path, cell: str, complaint: str) -> None:
@@ -261,6 +262,19 @@ def test_a_chapter_that_misbehaves_is_not_published(clone: Path, cell: str, comp
     with pytest.raises(TutorialError, match=complaint):
         run(clone)
     assert json.loads((clone / "book" / "manifest.json").read_text()) == before
+
+
+def test_a_cell_that_takes_too_long_is_one_sentence(tmp_path: Path) -> None:
+    sleeps = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; time.sleep(60)")])
+    with pytest.raises(TutorialError, match=r"^a cell of long took more than 1 seconds .*long\.ipynb\)\.$"):
+        notebooks.execute(sleeps, tmp_path / "long.ipynb", tmp_path, offline=True, timeout=1)
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b"\xff", b'{"nbformat": 99}', b'{"nbformat": 3, "worksheets": 1}'])
+def test_what_is_no_notebook_is_one_sentence(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "01.ipynb").write_bytes(data)
+    with pytest.raises(TutorialError, match=r"^01\.ipynb is not a notebook; delete it"):
+        notebooks.read(tmp_path / "01.ipynb")
 
 
 def test_bad_input_is_one_clear_sentence(clone: Path, tmp_path: Path) -> None:

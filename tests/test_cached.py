@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from tutorial_lib import cached, search
 from tutorial_lib.cached import CachedEmbedder, TableWindows, open_embedder, read_table
@@ -21,6 +26,7 @@ from tutorial_lib.errors import CheckpointError, CorpusError, TextError, Tutoria
 from tutorial_lib.inverter import Inverter
 from tutorial_lib.metrics import evaluate
 from tutorial_lib.training import TrainConfig, train
+from tutorial_lib.training_data import special_ids
 
 FAKE = """
 import numpy as np
@@ -90,6 +96,15 @@ def write_table(path: Path, texts: list[str], name: str = "vector", dimension: i
     vectors = np.random.default_rng(0).normal(size=(len(texts), dimension)).astype(np.float32)
     pq.write_table(pa.table({"text": texts, name: [row.tolist() for row in vectors]}), path)
     return path
+
+
+def write_tokenizer(folder: Path, **special: str) -> Path:
+    """One whose word pieces are words, with these special tokens alone."""
+    words = {word: place for place, word in enumerate([*"a the of law union state".split(), *special.values()])}
+    model = Tokenizer(WordLevel(words, **special if "unk_token" in special else {}))
+    model.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=model, **special).save_pretrained(folder)
+    return folder
 
 
 # ---- a function --------------------------------------------------------------------------------------------
@@ -278,6 +293,50 @@ def test_a_file_that_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import no_such_module_anywhere\n")
     with pytest.raises(CheckpointError, match=r"mine\.py could not be run \(ModuleNotFoundError: .*; mend it"):
         open_embedder(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize(("special", "pad"), [({"eos_token": "<end>"}, "<end>"), ({"unk_token": "<unk>"}, "<unk>")])
+def test_a_tokenizer_without_padding_pads_with_another(
+    file: Path, tmp_path: Path, special: dict[str, str], pad: str
+) -> None:
+    """GPT-2's has none: training would end in a TypeError."""
+    file.write_text(f"{FAKE}\nTOKENIZER = {str(write_tokenizer(tmp_path / 'words', **special))!r}\n")
+    embedder = open_embedder(str(file))
+    assert embedder.tokenizer.pad_token == pad
+    (padding, *_), _ = special_ids(embedder)
+    assert padding == embedder.tokenizer.convert_tokens_to_ids(pad)
+
+
+def test_a_tokenizer_without_any_special_token_is_refused(file: Path, tmp_path: Path) -> None:
+    file.write_text(f"{FAKE}\nTOKENIZER = {str(write_tokenizer(tmp_path / 'words'))!r}\n")
+    with pytest.raises(CheckpointError, match="has no token for padding, the end or the unknown; name another"):
+        open_embedder(str(file))
+
+
+def test_a_file_may_define_dataclasses(file: Path) -> None:
+    """They look their module up, which has a name of its own whatever the file is called."""
+    before = set(sys.modules)
+    source = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    source += "@dataclass\nclass Client:\n    key: str = 'secret'\n"
+    json = file.with_name("json.py")
+    json.write_text(source + FAKE, encoding="utf-8")
+    assert open_embedder(str(json)).name == "fake-128"
+    (name,) = {name for name in set(sys.modules) - before if name.startswith("json_")}
+    assert sys.modules[name].Client().key == "secret"
+    json.write_text(source + "1 / 0", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="ZeroDivisionError"):
+        open_embedder(str(json))
+    assert {key for key in set(sys.modules) - before if key.startswith("json_")} == {name}
+
+
+def test_the_card_of_a_table_says_what_was_held_out(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "mine.parquet", TEXTS)
+    config = tiny("inverter", tmp_path / "inverter", f"parquet:{path}", corpus=("sotu",), records=0.5)
+    card = (train(config, progress=False) / "README.md").read_text(encoding="utf-8")
+    assert "Every text of the table within these lengths was trained on; none was held out." in card
+    assert "not seen" not in card
+    (command,) = (line for line in card.splitlines() if line.startswith("tutorial-lib train"))
+    assert not {"--corpus", "--records", "--longest"} & set(command.split())
 
 
 def test_tables_that_are_none(tmp_path: Path) -> None:

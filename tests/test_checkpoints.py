@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from tutorial_lib import checkpoints, published
+from tutorial_lib import checkpoints, published, training
+from tutorial_lib.cards import write_whole
 from tutorial_lib.checkpoints import resolve, save_finished, shipped, verify, write_sums
 from tutorial_lib.corrector import Corrector
-from tutorial_lib.errors import CheckpointError
+from tutorial_lib.errors import CheckpointError, TutorialError
 from tutorial_lib.inverter import Inverter
 from tutorial_lib.training import TrainConfig
 
@@ -97,6 +100,21 @@ def test_a_finished_run_is_kept_in_bfloat16_and_used_in_float32(make_tiny: Any, 
         assert value.dtype in (torch.float32, torch.int32)
         rounded = want[key].bfloat16().float() if key.startswith(("backbone", "embedding")) else want[key]
         assert torch.equal(value, rounded), key
+
+
+def test_a_file_that_others_read_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while training.json is written must leave the last one, not half of one."""
+    write_whole(tmp_path / "training.json", "old")
+
+    def torn(path: Path, text: str, **_: Any) -> None:
+        path.write_bytes(text[:2].encode())
+        raise KeyboardInterrupt
+
+    model = SimpleNamespace(named_buffers=list, to=lambda dtype: None, save_pretrained=lambda folder, **_: None)
+    monkeypatch.setattr(Path, "write_text", torn)
+    with pytest.raises(KeyboardInterrupt):
+        save_finished(model, tmp_path, {"new": 1})  # type: ignore[arg-type]
+    assert (tmp_path / "training.json").read_text() == "old"
 
 
 # ---- names -------------------------------------------------------------------------------------------------
@@ -188,10 +206,45 @@ def test_a_listed_file_that_is_missing(saved: Path) -> None:
         Inverter.from_pretrained(saved)
 
 
+def test_sums_that_are_not_text(saved: Path) -> None:
+    (saved / "SHA256SUMS").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"SHA256SUMS is damaged; fetch the weights again"):
+        Inverter.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("saved_by_another", [torch.zeros(3), {"model": {}}, {"config": {}, "state_dict": {}}])
+def test_another_tools_checkpoint_is_no_run_to_go_on_with(tmp_path: Path, saved_by_another: Any) -> None:
+    torch.save(saved_by_another, tmp_path / "checkpoint.pt")
+    run = object.__new__(training._Run)
+    run.config = TrainConfig("inverter", "elsewhere")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is not a checkpoint of this library"):
+        run.load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("rows", [b"epoch,loss\n1,2.5\n", b"step,loss\n1,2.5\n", b"step\nfirst\n", b"a\n\xff\n"])
+def test_another_tools_loss_curve_stays_as_it_is(tmp_path: Path, rows: bytes) -> None:
+    (tmp_path / "loss.csv").write_bytes(rows)
+    with (
+        pytest.raises(TutorialError, match=r"loss\.csv is not a loss curve of this library"),
+        training._Curve(tmp_path / "loss.csv", 100, True),
+    ):
+        pass
+    assert (tmp_path / "loss.csv").read_bytes() == rows
+
+
 def test_a_config_that_is_not_json(saved: Path) -> None:
     (saved / "SHA256SUMS").unlink()
     (saved / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json is not readable JSON"):
+        Inverter.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("name", ["pair/x.py", "parquet:rows.parquet"])
+def test_weights_name_no_program(saved: Path, name: str) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"embedder_name": name}))
+    write_sums(saved)
+    with pytest.raises(CheckpointError, match="a program or a table"):
         Inverter.from_pretrained(saved)
 
 

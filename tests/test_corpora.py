@@ -323,5 +323,15 @@ def test_folders_among_the_files_are_passed_over(tmp_path: Path) -> None:
     assert [doc.text for doc in documents(f"files:{tmp_path}/*")] == ["some text"]
 
 
+def test_files_of_one_name_in_many_folders_are_documents_of_their_own(tmp_path: Path) -> None:
+    """books/1/text.txt ... would all fall in one split; a name of its own stays as it was, and so does its split."""
+    for book in ("1", "2", "more/1"):
+        (tmp_path / "books" / book).mkdir(parents=True)
+        (tmp_path / "books" / book / "text.txt").write_text(book, encoding="utf-8")
+    (tmp_path / "books" / "2" / "notes.txt").write_text("notes", encoding="utf-8")
+    for source in (f"files:{tmp_path}", f"files:{tmp_path}/books/**/*.txt"):
+        assert [doc.name for doc in documents(source)] == ["1/text.txt", "notes.txt", "2/text.txt", "more/1/text.txt"]
+
+
 def test_every_error_is_a_tutorial_error() -> None:
     assert issubclass(CorpusError, TutorialError)

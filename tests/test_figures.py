@@ -170,6 +170,17 @@ def test_explorer_carries_every_step_and_no_ids():
     assert "round 3, cosine 1.0000, 224 queries" in str(figure)
 
 
+def test_a_cosine_that_nobody_knows_is_a_dash():
+    """Guesses for the vectors of a table cannot be embedded; JSON has no NaN, and a browser refuses it."""
+    trace = [Step(0, "keep peace", math.nan, 0)]
+    assert str(inversion_path(trace, "keep the peace")).splitlines()[1].split()[:3] == ["0", "–", "0"]
+    figure = explorer(inversion(trace), ["keep the peace"], Uncased())
+    assert "round 0, cosine –, 0 queries" in str(figure)
+    (data,) = [a["data-explorer"] for a in Tags(figure.html).attributes if "data-explorer" in a]
+    (step,) = json.loads(data, parse_constant=pytest.fail)["texts"][0]["steps"]
+    assert step["cosine"] is None
+
+
 def test_explorer_is_self_contained_deterministic_and_safe():
     made = [
         explorer(inversion([Step(0, NASTY, 0.5, 1)]), [NASTY], Uncased(), title=NASTY).html for _ in range(2)

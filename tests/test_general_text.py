@@ -183,7 +183,7 @@ def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_collect_writes_files_that_training_reads(local: Path) -> None:
     said: list[str] = []
-    secret = "tale number cc tells its own tale story"
+    secret = "tale number aa tells its own tale story"  # in a file for training
     manifest = collect(local, tests=[secret], say=said.append)
     assert json.loads((local / "manifest.json").read_text()) == manifest
     assert [entry["source"] for entry in manifest["sources"]] == ["tales", "odes"]
@@ -197,6 +197,7 @@ def test_collect_writes_files_that_training_reads(local: Path) -> None:
     training = [document for document in found if split_of(document.name) != "test"]
     assert training
     assert len(training) < len(found)
+    assert tales["dropped"]["in a test set"] == 1
     assert not any(secret in document.text for document in training)
     # a second time, with nothing changed, the same bytes
     again = collect(local, tests=[secret])

@@ -89,6 +89,9 @@ def test_effective_dimension_counts_the_directions_in_use():
     assert info.effective_dimension(x) == pytest.approx(4, rel=0.01)
     x[:, 0] *= 100
     assert info.effective_dimension(x) == pytest.approx(1, rel=0.01)
+    few = np.random.default_rng(1).normal(size=(200, 50))  # 40 without the correction
+    assert info.effective_dimension(few) == pytest.approx(50, rel=0.02)
+    assert 1 <= info.effective_dimension(few[:2]) <= 50
     with pytest.raises(VectorError, match="n >= 2"):
         info.effective_dimension(x[:1])
 

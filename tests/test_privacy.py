@@ -225,6 +225,15 @@ def test_pairs_are_made_at_home_unless_a_key_forbids_it():
     np.testing.assert_array_equal(held.alignment.matrix, adapt(secret, VECTORS[:8]).alignment.matrix)
 
 
+@pytest.mark.parametrize(("defence", "needed"), [(SecretRotation(2), 6), (Truncate(16), 5)])
+def test_an_attacker_with_too_few_pairs_is_told_how_many(defence, needed):
+    defence.fit(VECTORS)
+    for n in range(1, needed):
+        with pytest.raises(VectorError, match=rf"^{n} pairs were given .* give {needed} or more"):
+            adapt(defence, VECTORS[:n])
+    assert np.isfinite(adapt(defence, VECTORS[:needed]).apply(defence.apply(VECTORS))).all()
+
+
 def test_seen_through_the_defence_the_true_text_is_certain_again():
     class Table:
         """One vector per text."""

@@ -225,7 +225,7 @@ def test_the_inverter_decodes_token_for_token(tmp_path: Path, second: int) -> No
     model = load("inverter", write(tmp_path / "m", state, "sharded bin"))
     vectors = torch.randn(6, D)
     got = model.propose(vectors).ids[:, 0].tolist()
-    assert len({token for row in got for token in row}) > 8
+    assert len({token for row in got for token in row}) >= 8
     t5 = reference(state)
     for row in range(6):
         want = greedy(t5, project(state, "embedding_transform", second, vectors[row]), 7)
@@ -245,7 +245,7 @@ def test_the_corrector_decodes_token_for_token(tmp_path: Path, second: int) -> N
     inputs, mask = model.encoder_inputs(target, guess, own)
     assert inputs.shape == (4, 4 + 3 * K + 4, WIDTH)
     got = model.propose(target, guess, own).ids[:, 0].tolist()
-    assert len({token for row in got for token in row}) > 8
+    assert len({token for row in got for token in row}) >= 8
     t5 = reference(state)
     table = t5.shared.weight
     for row in range(4):
@@ -289,8 +289,9 @@ def gtr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     core.decoder = decoding.Metaspace()
     core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=16
-    )
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=16,
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
     torch.manual_seed(5)
     encoder = T5EncoderModel(T5Config(**(T5 | {"d_model": D})))
     encoder.save_pretrained(folder / "t5")
@@ -430,8 +431,11 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Evil:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
     def __reduce__(self) -> Any:
-        return os.system, ("true",)
+        return os.mkdir, (str(self.mark),)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -445,9 +449,10 @@ def test_truncated_files_are_refused(tmp_path: Path, layout: str) -> None:
 
 def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", tensors("inverter"))
-    torch.save({"embedding_transform.0.weight": _Evil()}, folder / "pytorch_model.bin")
+    torch.save({"embedding_transform.0.weight": _Evil(tmp_path / "ran")}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="not a file of plain tensors"):
         load("inverter", folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_missing_shard(tmp_path: Path) -> None:
@@ -466,7 +471,7 @@ def test_no_weights_at_all(tmp_path: Path) -> None:
         load("inverter", folder)
 
 
-@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
 def test_a_damaged_index(tmp_path: Path, index: str) -> None:
     folder = write(tmp_path / "m", tensors("inverter"), "sharded bin")
     (folder / "pytorch_model.bin.index.json").write_text(index)

@@ -194,6 +194,13 @@ def test_the_command_rehearses(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert json.loads(capsys.readouterr().out)[0]["pair"] == "rehearsal"
 
 
+def test_one_text_has_no_interval_and_json_has_no_nan(tmp_path: Path) -> None:
+    words = ["reproduce", "--rehearse", "--n", "1", "--at", "0", "--beam", "1", "--device", "cpu"]
+    assert cli.main([*words, "--output", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "run" / "table.json").read_text(), parse_constant=pytest.fail)
+    assert row["n"] == 1 and row["bleu_low"] is row["queries_low"] is None
+
+
 def test_the_command_knows_its_pairs_and_how_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

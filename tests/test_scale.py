@@ -35,6 +35,7 @@ def launch(tmp_path: Path, script: str, *words: str) -> Path:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(f"{tmp_path / 'run'}: ") == 1  # one process reports
     return tmp_path / "run"
 
 

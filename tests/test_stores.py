@@ -92,12 +92,12 @@ def test_npy_int8_and_packed_bits_are_read_as_stored(tmp_path):
 def test_npy_refuses_what_is_no_matrix(tmp_path):
     np.save(tmp_path / "cube.npy", np.zeros((2, 2, 2)))
     np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
-    np.save(tmp_path / "pickle.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
     (tmp_path / "broken.npy").write_bytes(b"not numpy")
     for name, words in {
         "cube": "matrix",
         "words": "float32",
-        "pickle": "not a readable",
+        "objects": "not a readable",
         "broken": "not a readable",
     }.items():
         with pytest.raises(TutorialError, match=words):
@@ -105,6 +105,17 @@ def test_npy_refuses_what_is_no_matrix(tmp_path):
     np.save(tmp_path / "empty.npy", np.zeros((0, 4)))
     with pytest.raises(StoreError, match="empty"):
         open_store(str(tmp_path / "empty.npy"))
+
+
+def test_npy_that_is_a_pickle_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    (tmp_path / "v.npy").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(StoreError, match="not a readable"):
+        open_store(str(tmp_path / "v.npy"))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("fixed", [True, False])
@@ -150,6 +161,19 @@ def test_rows_that_cannot_be_used(tmp_path):
     )
     with pytest.raises(VectorError, match="mixes dimensions: row '9' has 17 values"):
         list(open_store(f"parquet:{tmp_path}/mixed.parquet").batches(7, bad_rows="skip"))
+
+
+def test_the_first_row_may_be_missing(tmp_path):
+    """A list column of no fixed size has the dimension of its first vector, wherever that is."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    lancedb = pytest.importorskip("lancedb")
+    table = pa.table({"emb": pa.array([None] * 70 + VECTORS.tolist(), type=pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "v.parquet", row_group_size=20)
+    lancedb.connect(tmp_path / "db").create_table("notes", table)
+    for url in (f"parquet:{tmp_path}/v.parquet", f"lancedb:{tmp_path}/db#notes"):
+        with open_store(url) as store:
+            assert (store.count, store.dimension) == (N + 70, D)
+            np.testing.assert_array_equal(everything(store, bad_rows="skip")[1], VECTORS)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +339,24 @@ def test_chroma(tmp_path):
         open_store(f"chroma://{tmp_path}/db#notes")
 
 
+def test_chroma_is_closed_before_its_copy_goes(tmp_path, monkeypatch):
+    """Its engine holds the copy's files, which some systems do not remove while they are open."""
+    chroma_notes(tmp_path)
+    client, closed = pytest.importorskip("chromadb.api.client").Client, []
+    if not hasattr(client, "close"):
+        pytest.skip("this Chroma's client cannot be closed")
+    folders, close = [], client.close
+    keep = tempfile.TemporaryDirectory
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **o: folders.append(keep(**o)) or folders[-1])
+    monkeypatch.setattr(client, "close", lambda self: (closed.append(os.listdir(folders[-1].name)), close(self)))
+    open_store(f"chroma://{tmp_path}/db#notes").close()
+    for gone in ("gone", "empty"):
+        with pytest.raises(StoreError):
+            open_store(f"chroma://{tmp_path}/db#{gone}")
+    assert len(closed) == 3 and all("chroma.sqlite3" in names for names in closed)
+    assert not any(os.path.exists(folder.name) for folder in folders)
+
+
 def test_chroma_copies_no_links(tmp_path):
     chroma_notes(tmp_path)
     (tmp_path / "secret").mkdir()
@@ -358,6 +400,40 @@ def test_sqlite_vec(tmp_path):
     assert digest(tmp_path) == before
     with pytest.raises(StoreError, match="several table"):
         open_store(f"sqlite://{tmp_path}/v.db")
+
+
+def test_sqlite_tells_a_table_from_those_that_sqlite_vec_keeps(tmp_path):
+    apsw, sqlite_vec = pytest.importorskip("apsw"), pytest.importorskip("sqlite_vec")
+    db = apsw.Connection(str(tmp_path / "v.db"))
+    db.enable_load_extension(True)
+    db.load_extension(sqlite_vec.loadable_path())
+    kinds = f"embedding float[{D}], year integer, tag text, +text text, part integer partition key"
+    db.execute(f"create virtual table docs using vec0({kinds})")
+    kept = [name for (name,) in db.execute("select name from sqlite_master where name glob 'docs_*'")]
+    db.execute("create table docs_archive (text text, emb blob)")
+    rows = [(TEXTS[i], VECTORS[i].tobytes()) for i in range(N)]
+    db.executemany("insert into docs_archive values (?, ?)", rows)
+    db.close()
+    check(f"sqlite://{tmp_path}/v.db#docs_archive")
+    assert len(kept) > 6
+    for name in kept:
+        with pytest.raises(StoreError, match=f"has no table with vectors '{name}': it has 'docs'"):
+            open_store(f"sqlite://{tmp_path}/v.db#{name}")
+
+
+def test_sqlite_beside_tables_that_hold_no_vectors(tmp_path):
+    """SQLite counts in a table of its own, and a virtual table needs a module that may not be here."""
+    db = pytest.importorskip("apsw").Connection(str(tmp_path / "v.db"))
+    db.execute("create table notes (id integer primary key autoincrement, text text, emb blob)")
+    rows = [(TEXTS[i], VECTORS[i].tobytes()) for i in range(N)]
+    db.executemany("insert into notes (text, emb) values (?, ?)", rows)
+    db.execute("pragma writable_schema = 1")
+    foreign = "create virtual table words using unheard_of(a)"
+    db.execute("insert into sqlite_master values ('table', 'words', 'words', 0, ?)", (foreign,))
+    db.close()
+    check(f"sqlite://{tmp_path}/v.db")
+    with pytest.raises(StoreError, match="has no BLOB column"):
+        open_store(f"sqlite://{tmp_path}/v.db#words")
 
 
 @pytest.mark.parametrize("name", ["a?b.db", "a#b.db", "100%41.db", "plain.db"])
@@ -629,6 +705,18 @@ def test_postgres_arrays_and_refusals(postgres, database):
         assert "***" in store.url
         with pytest.raises(Exception, match="read-only"):
             store._connection.execute("delete from arrays")
+
+
+def test_postgres_databases_of_any_name(postgres, database):
+    import psycopg
+
+    database.execute('create database "100%25 of it"')
+    with psycopg.connect(host=postgres.split(":")[0], port=postgres.split(":")[1], user="tester", password="secret",
+                         dbname="100%25 of it") as other:  # fmt: skip
+        other.execute("create table notes (text text, embedding real[])")
+        for i in range(N):
+            other.execute("insert into notes values (%s, %s)", (TEXTS[i], VECTORS[i].tolist()))
+    check(f"postgresql://tester:secret@{postgres}/100%2525%20of%20it#notes")
 
 
 def test_postgres_mixed_dimensions_and_nan(postgres, database):

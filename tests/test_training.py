@@ -6,12 +6,13 @@ import csv
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tutorial_lib import training, training_data, training_models
+from tutorial_lib import cards, training, training_data, training_models
 from tutorial_lib.corrector import Corrector
 from tutorial_lib.embedder import Embedder, sha256_of
 from tutorial_lib.errors import CheckpointError, CorpusError, TutorialError
@@ -456,6 +457,11 @@ def test_a_loss_that_is_not_a_number_stops_the_run(
         ({"max_steps": 0}, "max_steps is 0"),
         ({"blind": "both"}, "blind is 'both'"),
         ({"seed": -1}, "seed is -1"),
+        ({"max_minutes": 0.0}, r"max_minutes is 0\.0; it is a number above 0"),
+        ({"max_minutes": float("inf")}, "max_minutes is inf"),
+        ({"segment_minutes": -1.0}, r"segment_minutes is -1\.0"),
+        ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
+        ({"matrix_learning_rate": float("nan")}, "matrix_learning_rate is nan"),
         ({"max_tokens": 255}, r"reads 254 word pieces; give --max-tokens 254 or less"),
         ({"max_tokens": 600}, r"max_tokens is 600 and all-MiniLM-L6-v2 reads 254"),
     ],
@@ -480,6 +486,38 @@ def test_an_inverter_of_another_embedder(config: TrainConfig, make_tiny: Any, tm
     make_tiny(Inverter, embedder_name="another-embedder").save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="was made for another-embedder, not for all-MiniLM-L6-v2"):
         train(replace(config, kind="corrector", inverter=str(tmp_path / "other")), progress=False)
+
+
+def test_an_inverter_of_another_length(config: TrainConfig, trained: str) -> None:
+    """The corrector would say that it was made for its inverter's."""
+    with pytest.raises(TutorialError, match="was trained for 8 word pieces, not 6; leave --max-tokens out"):
+        train(replace(config, kind="corrector", inverter=trained, max_tokens=6), progress=False)
+
+
+def test_what_fails_at_the_card_fails_before_the_first_step(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise OSError("the table is gone")
+
+    monkeypatch.setattr(training, "provenance", broken)
+    monkeypatch.setattr(training._Run, "one_step", lambda run: pytest.fail("a step was spent"))
+    with pytest.raises(OSError, match="the table is gone"):
+        train(config, progress=False)
+
+
+@pytest.mark.parametrize("text", [
+    "{", "[]", '{"name": "an app"}', '{"sources": {"a": 1}}', '{"sources": ["a"]}', '{"sources": [{"package": "a"}]}',
+])  # fmt: skip
+def test_somebody_elses_manifest_beside_the_corpus_is_let_be(tmp_path: Path, text: str) -> None:
+    """Phones and browsers have a manifest.json of their own; only ours names packages."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "manifest.json").write_text(text)
+    source = f"files:{tmp_path / 'notes' / '*.txt'}"
+    assert cards._fetched(source) == {}
+    entry = {"source": "notes", "foreign": False, "package": "p", "version": "1", "licence": "MIT", "sha256": "0"}
+    (tmp_path / "manifest.json").write_text(json.dumps({"sources": [entry]}))
+    assert set(cards._fetched(source)) == {"packages"}
 
 
 # ---- models ------------------------------------------------------------------------------------------------
@@ -568,6 +606,15 @@ def test_windows_are_whole_words_of_the_right_length(config: TrainConfig, embedd
     assert all(np.array_equal(a, b) for a, b in zip(rows, again, strict=True))
     counts = windows.counts(len(embedder.tokenizer))
     assert all(counts[row].all() for row in rows)
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(4, 5), (7, 8)])
+def test_records_are_of_the_right_length_too(config: TrainConfig, embedder: Any, shortest: int, longest: int) -> None:
+    lengths = replace(config, records=0.9, min_tokens=shortest, max_tokens=longest)
+    found = {len(row) for row in sample(Windows(lengths, embedder), np.random.default_rng(0), 200)}
+    assert found == set(range(shortest, longest + 1))
+    with pytest.raises(CorpusError, match="No synthetic record has 3 to 3 word pieces; give --records 0"):
+        Windows(replace(lengths, min_tokens=3, max_tokens=3), embedder)
 
 
 def test_windows_of_several_sources_stay_within_a_paragraph(
@@ -716,6 +763,66 @@ def test_a_run_may_begin_from_weights(config: TrainConfig, trained: str, embedde
     assert all(torch.equal(value, known.state_dict()[name]) for name, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match="other shapes than these settings"):
         build_model(replace(config, begin_from=trained, num_pseudo_tokens=5), embedder, windows)
+
+
+def test_a_run_begins_from_weights_of_its_embedder_and_word_pieces(
+    config: TrainConfig, trained: str, embedder: Any, tmp_path: Path
+) -> None:
+    windows = Windows(config, embedder)
+    for name, change, message in (
+        ("other", {"embedder_name": "another-embedder"}, "was made for another-embedder, not for all-MiniLM-L6-v2"),
+        ("words", {}, "writes other word pieces than the training text has"),
+        ("order", {}, ""),
+    ):
+        model = Inverter.from_pretrained(trained)
+        model.config.update(change)
+        if name == "words":
+            model.vocabulary[-1] += 1
+        if name == "order":  # other records, other counts
+            model.vocabulary[4:] = model.vocabulary[4:].flip(0)
+        model.save_pretrained(tmp_path / name)
+        given = replace(config, begin_from=str(tmp_path / name))
+        if message:
+            with pytest.raises(CheckpointError, match=message):
+                build_model(given, embedder, windows)
+        else:
+            assert torch.equal(build_model(given, embedder, windows).vocabulary, model.vocabulary)
+
+
+def test_a_card_keeps_the_scores_of_its_weights(config: TrainConfig) -> None:
+    """Whatever is measured next, and when the finished run is resumed; those of other weights are dropped."""
+    output = train(config, progress=False)
+    speeches = {"0 steps (sotu, beam 4)": {"BLEU": "1.5"}, "1 steps (sotu, beam 4)": {"BLEU": "2.5"}}
+    cards.write_card(output, speeches)
+    cards.write_card(output, {"0 steps (records, beam 4)": {"BLEU": "3.5", "full names %": "4.5"}})
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "| 1 steps (sotu, beam 4) | 2.5 | - |\n| 0 steps (records, beam 4) | 3.5 | 4.5 |" in card
+    train(config, resume=True, progress=False)
+    assert (output / "README.md").read_text(encoding="utf-8") == card
+    cards.write_card(output, {"0 steps (sotu, beam 4)": {"BLEU": "9.5"}})
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "| 9.5 |" in card and "| 3.5 |" in card and "| 2.5 |" not in card  # the same setting, measured again
+    Inverter.from_pretrained(output)  # no sum was kept of what grows
+    train(replace(config, max_steps=14), resume=True, progress=False)
+    assert "Not evaluated yet" in (output / "README.md").read_text(encoding="utf-8")
+    Inverter.from_pretrained(output)
+
+
+def test_the_command_of_a_card_can_be_pasted(config: TrainConfig) -> None:
+    corpus = ("sotu", "files:my notes/**/*.txt", "files:$HOME/it's")
+    told = cards.command({"settings": {**asdict(config), "corpus": list(corpus)}}, "my folder")
+    words = shlex.split(told)
+    assert words[words.index("--corpus") + 1 :][:3] == list(corpus)
+    assert words[words.index("--output") + 1] == "my folder"
+
+
+def test_a_call_says_whether_the_run_is_finished(config: TrainConfig) -> None:
+    """Also where an earlier end of the run lies in the folder."""
+    first = training.train_segment(config, progress=False)
+    assert first.main and first.result is not None and first.result["steps"] == 12
+    longer = replace(config, max_steps=1000, segment_minutes=1e-9)
+    assert training.train_segment(longer, resume=True, progress=False).result is None
+    assert (first.output / "training.json").exists()
 
 
 def test_a_card_gives_every_run_that_the_weights_went_through(

@@ -191,7 +191,7 @@ def _invert(
     scale = scaling(attack.embedder)
     if journal.find("fit") is None:
         fit = fits(found.vectors, attack.embedder, attack.first_guess, scale, seed=seed)
-        if lost_lengths(attack.embedder, found.norm):
+        if lost_lengths(scale, found.norm):
             scaled = "the store scaled these vectors to length 1 and the embedder does not, so their lengths are lost"
             fit = replace(fit, reason=f"{fit.reason}; {scaled}, and an inverter trained on scaled vectors reads more")
         spent = attack.embedder.queries - before

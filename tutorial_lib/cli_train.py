@@ -114,7 +114,7 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _train(arguments: argparse.Namespace) -> int:
     hush()
-    from .training import train
+    from .training import train_segment
 
     config = training_config(arguments)
     if arguments.estimate:
@@ -124,19 +124,17 @@ def _train(arguments: argparse.Namespace) -> int:
         else:
             print("\n".join(f"{key:<28}{value}" for key, value in _readable(said, config).items()))
         return 0
-    output = train(config, resume=arguments.resume)
-    done = output / "training.json"
-    result: dict[str, Any] = {"output": str(output), "finished": done.is_file()}
-    if done.is_file():
-        summary = json.loads(done.read_text(encoding="utf-8"))["result"]
-        result |= {key: summary[key] for key in ("steps", "seconds", "sequences", "loss")}
+    ended = train_segment(config, resume=arguments.resume)
+    if not ended.main:  # of several processes one reports
+        return 0
+    result = ended.result
     if arguments.json:
-        print_json(result)
-    elif result["finished"]:
+        print_json({"output": str(ended.output), "finished": result is not None, **(result or {})})
+    elif result is not None:
         seen = f"{result['steps']} steps, {result['sequences']} sequences"
-        print(f"{output}: {seen}, loss {result['loss']:.3f}")
+        print(f"{ended.output}: {seen}, loss {result['loss']:.3f}")
     else:
-        print(f"{output}: the segment is over; go on with --resume")
+        print(f"{ended.output}: the segment is over; go on with --resume")
     return 0
 
 
@@ -176,11 +174,8 @@ def _beside_its_inverter(given: dict[str, Any], embedder: str) -> dict[str, Any]
     folder = resolve(named, "inverter")
     if folder is not None:
         length = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_tokens")
-        if length and given.setdefault("max_tokens", length) != length:
-            raise TutorialError(
-                f"the inverter {named} was trained for {length} word pieces; leave --max-tokens "
-                "out, or give an inverter of that length."
-            )
+        if length:
+            given.setdefault("max_tokens", length)
     return given
 
 
@@ -206,7 +201,7 @@ def estimate(config: TrainConfig, price: float | None = None, price_per_1000: fl
         with (Path(folder) / "loss.csv").open(encoding="utf-8") as file:
             rows = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(file)]
         disk = 2 * (Path(folder) / "checkpoint.pt").stat().st_size  # old and new side by side
-        weights = (Path(folder) / "model.safetensors").stat().st_size
+        weights = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))  # large ones are in parts
     marks = np.array([row for row in rows if row[0] >= _WARM], dtype=float)
     # loss.csv keeps tenths of a second: on a very fast machine that is all that can be told apart
     spent = np.maximum(np.diff(marks[:, 1]), 0.1)

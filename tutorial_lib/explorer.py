@@ -162,7 +162,7 @@ def explorer(
         )
     # The data travel in an attribute: it survives a notebook's sanitiser, and nothing in it can end a tag.
     data = html.escape(
-        json.dumps({"title": title, "texts": texts}, ensure_ascii=False, separators=(",", ":"))
+        json.dumps({"title": title, "texts": texts}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     )
     body = (
         f'<div class="tl-app" data-explorer="{data}"><p class="tl-title">{html.escape(title)}</p>'
@@ -232,7 +232,7 @@ def _payload(reference: str, trace: Sequence[Step]) -> dict[str, Any]:
                 "words": step.text.split(),
                 "missing": missing,
                 "states": states,
-                "cosine": round(float(step.cosine), 6),
+                "cosine": round(float(step.cosine), 6) if math.isfinite(step.cosine) else None,
                 "queries": int(step.queries),
             }
         )
@@ -262,8 +262,13 @@ def _plain(words: Sequence[str], states: str, *, target: bool = False) -> str:
     return " ".join(marks[state] + word for word, state in zip(words, states, strict=True))
 
 
-def _cosine(value: float) -> str:
-    """Four digits, cut rather than rounded: 0.99998 is not yet the same vector (float noise aside)."""
+def _cosine(value: float | None) -> str:
+    """Four digits, cut rather than rounded: 0.99998 is not yet the same vector (float noise aside).
+
+    A dash where nobody knows: guesses for the vectors of a table cannot be embedded.
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
     return f"{math.floor(value * 1e4 + 0.05) / 1e4:.4f}"
 
 

@@ -70,13 +70,15 @@ def packing_bits(dimension: float, distance: float) -> float:
 
 
 def effective_dimension(embeddings: np.ndarray) -> float:
-    """The number of directions the vectors really use: (sum of PCA variances)^2 / sum of their squares.
+    """The number of directions the vectors use, by variance: (sum of PCA variances)^2 / sum of their squares.
 
-    embeddings: [n, d] -> between 1 and min(n - 1, d): the "participation ratio".
+    embeddings: [n, d] -> between 1 and d: the "participation ratio". In a sample its inverse comes out too large by
+    about 1 / (n - 1) (exactly so for the mean squares of normal vectors), which is taken off.
     """
     x = _matrix(embeddings, "effective_dimension", rows=2)
     variances = np.linalg.svd(x - x.mean(axis=0), compute_uv=False) ** 2
-    return float(variances.sum() ** 2 / (variances**2).sum())
+    inverse = (variances**2).sum() / variances.sum() ** 2 - 1 / (len(x) - 1)
+    return float(1 / max(inverse, 1 / x.shape[1]))
 
 
 # --- entropy of text --------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ class Scores:
         return len(self.references)
 
     def as_dict(self) -> dict[str, float | int]:
-        """Flat and JSON-ready: bleu, bleu_low, bleu_high, ..., n."""
+        """Flat, for JSON: bleu, bleu_low, bleu_high, ..., n. What is not known (one text's interval) is NaN."""
         flat: dict[str, float | int] = {}
         for name in METRICS:
             estimate: Estimate = getattr(self, name)

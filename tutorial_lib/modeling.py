@@ -159,7 +159,7 @@ class VectorToText(PreTrainedModel):
     def whitened(self, embeddings: Tensor) -> Tensor:
         """[n, d] -> [n, d], float32: decorrelated, so that the small directions that hold word order count.
 
-        MiniLM's largest eigenvalue is 38 times its median; see chapter 2.
+        Chapter 2 shows how uneven MiniLM's directions are.
         """
         if not self.config.whiten:
             return embeddings.float()

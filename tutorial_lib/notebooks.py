@@ -149,9 +149,11 @@ def execute(
     """Run a notebook in a fresh kernel and return it with raw outputs.
 
     scratch: where papermill writes; after an error the notebook stays there to be looked at.
-    timeout: seconds for one cell. Raises TutorialError naming the cell and the error.
+    timeout: seconds for one cell. Raises TutorialError naming the cell and the error, or saying that the
+    kernel died or a cell took too long.
     """
     import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     with _environment(_KERNEL | (_OFFLINE if offline else {})):
         try:
@@ -170,6 +172,15 @@ def execute(
             raise TutorialError(
                 f"{scratch.stem} stopped at its code cell {error.exec_count} with {error.ename}: "
                 f"{error.evalue} (the notebook so far: {scratch}):\n{error.source}"
+            ) from error
+        except DeadKernelError as error:
+            raise TutorialError(
+                f"the kernel of {scratch.stem} died, most often because memory ran out; free some and run it again "
+                f"(the notebook so far: {scratch})."
+            ) from error
+        except CellTimeoutError as error:
+            raise TutorialError(
+                f"a cell of {scratch.stem} took more than {timeout} seconds (the notebook so far: {scratch})."
             ) from error
 
 
@@ -290,7 +301,9 @@ def read(path: Path) -> NotebookNode:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError:
         raise TutorialError(f"{path.name} has not been executed yet; run 'tutorial-lib book'.") from None
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+    except OSError as error:
+        raise TutorialError(f"{path.name} could not be read ({error}).") from error
+    except Exception as error:  # nbformat raises whatever the first thing it does not expect meets
         raise TutorialError(
             f"{path.name} is not a notebook; delete it and run 'tutorial-lib book'."
         ) from error

@@ -210,10 +210,10 @@ def _files(folder: Path) -> list[Path]:
         index = folder / f"{stem}.{suffix}.index.json"
         if index.is_file():
             try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+                files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                return [folder / name for name in sorted(files)]
             except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
                 raise CheckpointError(f"{index} is damaged; fetch the weights again.") from error
-            return [folder / name for name in names]
         if (folder / f"{stem}.{suffix}").is_file():
             return [folder / f"{stem}.{suffix}"]
     raise CheckpointError(

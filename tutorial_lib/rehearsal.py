@@ -66,19 +66,16 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     core.decoder = decoders.Metaspace()
     core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=128
-    )
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=128,
+        model_input_names=["input_ids", "attention_mask"],  # T5 knows no segments
+    )  # fmt: skip
 
 
 def _write_embedder(root: Path) -> None:
     """As sentence-transformers keeps GTR: T5 encoder, mean, Dense without bias, unit length."""
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
     from transformers import T5Config, T5EncoderModel
-
-    try:
-        from sentence_transformers.sentence_transformer import modules
-    except ImportError:  # before sentence-transformers 5
-        from sentence_transformers import models as modules
 
     tokenizer, raw = _tokenizer(), root / "encoder"
     T5EncoderModel(T5Config(**_t5(len(tokenizer)))).save_pretrained(raw)

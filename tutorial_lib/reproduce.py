@@ -23,6 +23,7 @@ import numpy as np
 
 from tutorial_lib.audit_journal import Journal
 from tutorial_lib.book import write
+from tutorial_lib.cli_common import plain
 from tutorial_lib.corpora import documents, split_of
 from tutorial_lib.errors import CorpusError, TutorialError
 from tutorial_lib.metrics import Estimate, Scores, bootstrap, evaluate
@@ -84,7 +85,7 @@ class Row:
     elsewhere: str = ""  # the same measured by others
 
     def as_dict(self) -> dict[str, Any]:
-        """Flat and JSON-ready; the paper's figures begin with ``paper_``."""
+        """Flat, for JSON; the paper's figures begin with ``paper_``. What is not known is NaN, as in `Scores`."""
         spent = {"queries": self.queries.value, "queries_low": self.queries.low, "queries_high": self.queries.high}
         theirs = PAPER.get((self.steps, self.beam), ())
         names = ("paper_bleu", "paper_token_f1", "paper_exact", "paper_cosine")
@@ -135,7 +136,8 @@ def reproduce(
             groups = list(_groups(journal, f"{name}/{width}", texts, width, looked_at, models, echo))
             rows += [_row(name, pair, step, width, texts, groups, models.embedder) for step in looked_at]
             write(folder / "table.md", table(rows) + "\n")
-            write(folder / "table.json", json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
+            found = plain([row.as_dict() for row in rows])
+            write(folder / "table.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     return rows
 
 

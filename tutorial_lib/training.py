@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tutorial_lib.cached import CachedEmbedder, TableWindows
+from tutorial_lib.cards import lineage, provenance
+from tutorial_lib.checkpoints import save_finished
 from tutorial_lib.corrector import Blind, Corrector
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, TutorialError
@@ -37,6 +40,15 @@ from tutorial_lib.training_models import build_model, optimizers
 CSV_FIELDS = ("step", "seconds", "sequences", "loss", "learning_rate")
 _ROW = 10  # steps per row of the loss curve
 _FINISHED = ("config.json", "training.json")  # either lies in a folder of finished weights
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a call of :func:`train_segment` ended."""
+
+    output: Path  # the run's folder
+    main: bool  # is this the process that reports?
+    result: dict[str, Any] | None  # steps, seconds, sequences and loss of a finished run; None: the segment is over
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise TutorialError(f"{name} is {value}; it is at least {low}.")
+        for name in ("max_minutes", "segment_minutes", "learning_rate", "matrix_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise TutorialError(f"{name} is {value}; it is a number above 0.")
         for name in ("records", "longest", "warmup", "fresh", "blinded", "corrupted"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TutorialError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
@@ -124,6 +140,11 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     run or weights without one, the embedder reads less than ``max_tokens``, or the disk is full (the last
     checkpoint stays).
     """
+    return train_segment(config, resume, progress).output
+
+
+def train_segment(config: TrainConfig, resume: bool = False, progress: bool = True) -> Ended:
+    """:func:`train`, which says whether the run is finished or only a segment of it."""
     config.check()
     output = Path(config.output)
     checkpoint = output / "checkpoint.pt"
@@ -150,31 +171,25 @@ def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> P
     windows = TableWindows(config, cast(CachedEmbedder, embedder)) if table else Windows(config, embedder)
     model = build_model(config, embedder, windows)
     check_training_vectors(windows, embedder, model, special_ids(embedder)[1])
+    # What the card says of data and lineage is gathered first: what could fail there must not cost a run.
+    made, (settings, before) = provenance(asdict(config), model, embedder), lineage(asdict(config))
     run = _Run(config, accelerator, embedder, windows, model)
     if resume and checkpoint.exists():
         run.load(checkpoint)
     finished = run.loop(checkpoint, progress)
-    if finished and accelerator.is_main_process:
-        from tutorial_lib.cards import lineage, provenance
-        from tutorial_lib.checkpoints import save_finished
-
-        raw = accelerator.unwrap_model(run.model)
-        settings, before = lineage(asdict(config))
-        facts = {
-            "settings": settings,
-            "result": run.summary(output / "loss.csv"),
-            "provenance": provenance(asdict(config), raw, embedder),
-            "before": before,
-        }
+    main = accelerator.is_main_process
+    result = run.summary(output / "loss.csv") if finished and main else None
+    if result is not None:
+        facts = {"settings": settings, "result": result, "provenance": made, "before": before}
         try:
-            save_finished(raw, output, facts)
+            save_finished(accelerator.unwrap_model(run.model), output, facts)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as each library reports it
             raise TutorialError(
                 f"The finished weights could not be written to {output} ({error}); the checkpoint is "
                 "intact: free "
                 "some space and run again with --resume."
             ) from error
-    return output
+    return Ended(output, main, result)
 
 
 def _precision() -> str:
@@ -361,6 +376,8 @@ class _Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a truncated file raises whatever its first broken byte meets
             raise CheckpointError(f"{path} is not a readable checkpoint ({type(error).__name__}).") from error
+        if not isinstance(state, dict) or not state.keys() >= _SAVED or not isinstance(state["config"], dict):
+            raise CheckpointError(f"{path} is not a checkpoint of this library; move it away, or give another folder.")
         self.compare(state["config"], path)
         try:
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
@@ -394,6 +411,7 @@ class _Run:
             )
 
 
+_SAVED = {"config", "step", "seconds", "model", "optimizers", "random"}  # in every checkpoint
 _MAY_CHANGE = {"output", "max_minutes", "max_steps", "segment_minutes", "checkpoint_minutes"}
 
 
@@ -410,12 +428,15 @@ class _Curve:
 
     def __enter__(self) -> _Curve:
         if self.active:
-            kept = [row for row in _rows(self.path) if int(row["step"]) <= self.step]
+            try:
+                kept = [[row[key] for key in CSV_FIELDS] for row in _rows(self.path) if int(row["step"]) <= self.step]
+            except (KeyError, TypeError, ValueError) as error:  # somebody else's table
+                raise TutorialError(f"{self.path} is not a loss curve of this library; move it away.") from error
             part = self.path.with_suffix(".part")
             with self._written():
                 with part.open("w", newline="", encoding="utf-8") as file:
                     csv.writer(file, lineterminator="\n").writerow(CSV_FIELDS)
-                    csv.writer(file, lineterminator="\n").writerows([row[key] for key in CSV_FIELDS] for row in kept)
+                    csv.writer(file, lineterminator="\n").writerows(kept)
                 part.replace(self.path)  # never half a curve, whatever happens here
                 self._file = self.path.open("a", newline="", encoding="utf-8")
         return self

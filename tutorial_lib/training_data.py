@@ -52,6 +52,11 @@ class Windows:
         if config.records:
             made = synthetic_records(RECORDS, split, config.seed, max(config.max_tokens, 6), embedder)
             rows = embedder.token_ids([record.text for record in made])
+            rows = [row for row in rows if config.min_tokens <= len(row) <= config.max_tokens]
+            if not rows:
+                raise CorpusError(
+                    f"No synthetic record has {config.min_tokens} to {config.max_tokens} word pieces; give --records 0."
+                )
             self._record_lengths = np.array([len(row) for row in rows])
             self._records = np.zeros((len(rows), self._record_lengths.max()), dtype=np.int32)
             for row, ids in zip(self._records, rows, strict=True):

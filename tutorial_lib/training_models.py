@@ -26,7 +26,9 @@ def build_model(config: TrainConfig, embedder: Embedder, windows: Windows) -> Ve
     """
     model = _fresh_model(config, embedder, windows)
     if config.begin_from is not None:
-        known = type(model).from_pretrained(config.begin_from).state_dict()
+        start = type(model).from_pretrained(config.begin_from)
+        known = start.state_dict()
+        _check_start(config.begin_from, start, model)
         try:
             left = model.load_state_dict(known, strict=False)
         except RuntimeError as error:
@@ -36,6 +38,20 @@ def build_model(config: TrainConfig, embedder: Embedder, windows: Windows) -> Ve
         if left.unexpected_keys:
             raise CheckpointError(f"{config.begin_from} holds tensors this model lacks: {left.unexpected_keys}.")
     return model
+
+
+def _check_start(name: str, start: VectorToText, model: VectorToText) -> None:
+    """Raises :class:`CheckpointError` for weights of another embedder, or that write other word pieces."""
+    if start.config.embedder_name != model.config.embedder_name:
+        raise CheckpointError(
+            f"{name} was made for {start.config.embedder_name}, not for {model.config.embedder_name}; give weights of "
+            "this embedder."
+        )
+    # Their order may differ: it is by counts, which other records change.
+    if start.config.own_vocabulary and not torch.equal(start.vocabulary.sort()[0], model.vocabulary.sort()[0]):
+        raise CheckpointError(
+            f"{name} writes other word pieces than the training text has; give the corpus it was made with."
+        )
 
 
 def _fresh_model(config: TrainConfig, embedder: Embedder, windows: Windows) -> VectorToText:
@@ -91,6 +107,11 @@ def _corrector_from(config: TrainConfig, embedder: Embedder) -> Corrector:
         raise CheckpointError(
             f"The inverter {config.inverter!r} is in the published layout, which is read here and not "
             "trained; train an inverter first."
+        )
+    if inverter.config.max_tokens != config.max_tokens:
+        raise TutorialError(
+            f"The inverter {config.inverter!r} was trained for {inverter.config.max_tokens} word pieces, not "
+            f"{config.max_tokens}; leave --max-tokens out, or give an inverter of that length."
         )
     shared = {key: value for key, value in inverter.config.to_dict().items() if key in _SHARED_FIELDS}
     width = embedder.transformer.get_input_embeddings().weight.shape[1] if config.slopes else 0

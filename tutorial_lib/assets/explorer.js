@@ -35,6 +35,7 @@
   }
 
   function digits(cosine) {
+    if (cosine === null) return "–"; // guesses for the vectors of a table cannot be embedded
     return (Math.floor(cosine * 1e4 + 0.05) / 1e4).toFixed(4);
   }
 
@@ -70,13 +71,15 @@
 
     function plot() {
       const steps = texts[current].steps;
-      const low = Math.min(0.95, ...steps.map((step) => step.cosine));
+      const known = steps.filter((step) => step.cosine !== null);
+      chart.style.display = known.length ? "" : "none";
+      const low = Math.min(0.95, ...known.map((step) => step.cosine));
       const floor = Math.max(-1, Math.floor(low * 20 - 0.2) / 20);
       const last = Math.max(1, steps[steps.length - 1].step), right = width - 12;
       chart.setAttribute("viewBox", `0 0 ${width} 120`);
       across = (step) => left + ((right - left) * step) / last;
       up = (cosine) => bottom - ((bottom - top) * (cosine - floor)) / (1 - floor);
-      const path = steps.map((step) => `${across(step.step).toFixed(1)},${up(step.cosine).toFixed(1)}`).join(" ");
+      const path = known.map((step) => `${across(step.step).toFixed(1)},${up(step.cosine).toFixed(1)}`).join(" ");
       dot = draw("circle", { r: 7, fill: "var(--go)", stroke: "var(--bg)", "stroke-width": 2.5 });
       rule = draw("line", { y1: top, y2: bottom, stroke: "var(--go)", "stroke-dasharray": "3 4", opacity: 0.7 });
       chart.replaceChildren(
@@ -96,6 +99,7 @@
 
     function mark() {
       const step = texts[current].steps[at], x = across(step.step);
+      dot.style.display = step.cosine === null ? "none" : "";
       dot.setAttribute("cx", x);
       dot.setAttribute("cy", up(step.cosine));
       rule.setAttribute("x1", x);

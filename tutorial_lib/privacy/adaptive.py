@@ -168,12 +168,16 @@ def adapt(defence: Defence, known: np.ndarray, public: np.ndarray | None = None)
 
     known [m, d]: embeddings of texts whose stored vectors the attacker holds.  public [m', d]: embeddings of any text
     at all; used instead where the defence rests on no secret, so that pairs can be made at home (default: `known`).
+    Raises VectorError for fewer than 6 pairs, or 5 where the defence leaves no choice of a way back.
     """
     pairs = known if defence.secret or public is None else public
     stored = defence.apply(pairs)
     kinds = [(cells, align) for align in (False, True) for cells in ((False, True) if defence.code_width else (False,))]
     if stored.shape != pairs.shape:
         kinds = [(False, True)]
+    needed = 5 + (len(kinds) > 1)  # five to learn from, and one to choose by
+    if len(pairs) < needed:
+        raise VectorError(f"{len(pairs)} pairs were given to prepare for {defence.label!r}: give {needed} or more")
     # Cell means of few pairs, and a map of d x d numbers, are known only roughly: on fine cells they do more harm than
     # good. A fifth of the pairs decides which of them help.
     cut = max(1, len(pairs) // 5)

@@ -50,12 +50,13 @@ class LanceStore(Store):
         first = (
             self._table.search()
             .select([self._arrow.column])
+            .where(f"`{self._arrow.column}` is not null")
             .limit(1)
             .to_arrow()
             .combine_chunks()
             .to_batches()
         )
-        self._arrow.describe(self, first[0] if first else None)
+        self._arrow.describe(self, first)
         indexes = [str(i.index_type) for i in self._table.list_indices() if self._arrow.column in i.columns]
         if indexes:
             self.stored += f", kept in full beside its {', '.join(indexes)} index"
@@ -95,19 +96,22 @@ class ChromaStore(Store):
             )
         except (OSError, shutil.Error) as error:
             raise StoreError(f"{url} could not be copied for reading: {first_line(error)}") from error
+        self._client: Any = None
         try:
             # telemetry off: nothing leaves the machine.
             settings = chromadb.Settings(anonymized_telemetry=False)
-            client = chromadb.PersistentClient(path=self._copy.name, settings=settings)
-            names = sorted(c.name for c in client.list_collections())
-            self._collection = client.get_collection(
+            self._client = chromadb.PersistentClient(path=self._copy.name, settings=settings)
+            names = sorted(c.name for c in self._client.list_collections())
+            self._collection = self._client.get_collection(
                 choose(url.table, names, (), "collection", str(url), "#collection")
             )
             self.count = self._collection.count()
             first = self._collection.get(limit=1, include=["embeddings", "documents"])
         except StoreError:
+            self.close()
             raise
         except Exception as error:  # the Rust core raises its own classes
+            self.close()
             raise StoreError(f"{url} could not be opened as a Chroma store: {first_line(error)}") from error
         self.dimension = len(first["embeddings"][0]) if self.count else 0
         self.has_text = (
@@ -125,6 +129,7 @@ class ChromaStore(Store):
             yield list(rows["ids"]), np.asarray(rows["embeddings"], dtype=np.float32), texts
 
     def close(self) -> None:
+        getattr(self._client, "close", lambda: None)()  # the first clients of 1.x have none
         self._copy.cleanup()
 
 
@@ -135,6 +140,7 @@ def _links(folder: str, names: list[str]) -> list[str]:
 
 VEC0 = re.compile(r"(\w+)\s+(float|f32|int8|i8|bit)\s*\[\s*(\d+)\s*\]", re.IGNORECASE)
 VEC0_TYPES = {"float": "float32", "f32": "float32", "int8": "int8", "i8": "int8", "bit": "bit"}
+VEC0_SHADOW = re.compile(r"_(info|chunks|rowids|auxiliary|(vector_chunks|metadatachunks|metadatatext)\d\d)")
 BLOB_TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "bit": np.uint8}
 
 
@@ -153,7 +159,8 @@ class SQLiteStore(Store):
             self._db = apsw.Connection(sqlite_uri(path), flags=flags)
             schema = dict(
                 self._db.execute(
-                    "select name, sql from sqlite_master where type = 'table' and sql is not null"
+                    "select name, sql from sqlite_master"
+                    " where type = 'table' and sql is not null and name not glob 'sqlite_*'"
                 )
             )
         except apsw.Error as error:
@@ -168,10 +175,10 @@ class SQLiteStore(Store):
         plain = {
             n: self._blobs(n)
             for n in schema
-            if n not in virtual and not any(n.startswith(v + "_") for v in virtual)
+            if n not in virtual and not any(VEC0_SHADOW.fullmatch(n.removeprefix(v)) for v in virtual)
         }
         tables = sorted(virtual) or sorted(n for n, columns in plain.items() if columns)
-        if url.table in schema and url.table not in virtual:
+        if url.table in plain:
             tables = [url.table]
         self._name = choose(url.table, tables, (), "table with vectors", str(url), "#table")
         if self._name in virtual:
@@ -195,11 +202,11 @@ class SQLiteStore(Store):
         self.count = next(self._db.execute(f"select count(*) from {quote(self._name)}"))[0]
 
     def _blobs(self, table: str) -> list[str]:
-        return [
-            r[1]
-            for r in self._db.execute(f"pragma table_info({quote(table)})")
-            if r[2].upper() in {"BLOB", ""} and r[1] != "rowid"
-        ]
+        try:
+            columns = list(self._db.execute(f"pragma table_info({quote(table)})"))
+        except optional("apsw").SQLError:  # a virtual table of a module that is not loaded here
+            return []
+        return [c[1] for c in columns if c[2].upper() in {"BLOB", ""} and c[1] != "rowid"]
 
     def _vec0(self, url: StoreURL, columns: list[tuple[str, str, str]]) -> None:
         """Dimension and type are in the table's own declaration; reading needs the sqlite-vec extension."""

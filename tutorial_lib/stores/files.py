@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -131,16 +131,12 @@ class ArrowReader:
             )
         )
 
-    def describe(self, store: Store, first: Any) -> None:
-        """Fill in dimension and quantisation; `first`: a batch of one row, for lists of no fixed size."""
+    def describe(self, store: Store, batches: Iterable[Any]) -> None:
+        """Fill in dimension and quantisation; lists of no fixed size are as long as the first in `batches`."""
         width = self.width
         if width is None:
-            rows = (
-                [r for r in arrow_rows(first.column(self.column)) if r is not None]
-                if first is not None
-                else []
-            )
-            width = len(rows[0]) if rows else 0
+            present = (batch.column(self.column).drop_null() for batch in batches)
+            width = next((len(column[0]) for column in present if len(column)), 0)
         names = {
             "float": "float32",
             "double": "float32",
@@ -184,7 +180,7 @@ class ParquetStore(Store):
             raise StoreError(f"{url.path!r} is not a readable Parquet file: {first_line(error)}") from error
         self._arrow = ArrowReader(url, self._file.schema_arrow)
         self.count = self._file.metadata.num_rows
-        self._arrow.describe(self, next(self._file.iter_batches(1, columns=[self._arrow.column]), None))
+        self._arrow.describe(self, self._file.iter_batches(64, columns=[self._arrow.column]))
 
     def _read(self, size: int, offset: int) -> Iterator[Raw]:
         start = 0

@@ -9,6 +9,7 @@ import pickle
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -220,7 +221,7 @@ class PostgresStore(Store):
             raise
 
     def _connect(self, url: StoreURL) -> None:
-        address = f"postgresql://{url.netloc}{url.path}" + (f"?{url.driver}" if url.driver else "")
+        address = f"postgresql://{url.netloc}{quote(url.path)}" + (f"?{url.driver}" if url.driver else "")
         try:
             self._connection = self._psycopg.connect(
                 address, connect_timeout=10, options="-c default_transaction_read_only=on"
