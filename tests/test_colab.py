@@ -66,10 +66,10 @@ def colab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 (brought / entry.name).symlink_to(entry)
     subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
     site = site_packages(home)
-    (site / "colab.pth").write_text(f"{brought}\n")
+    # Not a sitecustomize.py: Debian's and Ubuntu's Python have one of their own, which comes first.
+    (site / "colab.pth").write_text(f"{brought}\nimport google.colab\n")
     (site / "google" / "colab").mkdir(parents=True)
     (site / "google" / "colab" / "__init__.py").touch()
-    (site / "sitecustomize.py").write_text("import google.colab\n")
     kernel = home / "jupyter" / "kernels" / "colab"
     kernel.mkdir(parents=True)
     argv = [str(home / "venv" / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
