@@ -317,7 +317,7 @@ def test_evaluate_gives_scores_with_n_intervals_and_queries(say: Callable[..., S
     status, out, err = say("evaluate", "--corpus", "records", "--n", "4", *QUICK)
     assert (status, err) == (0, "")
     head, bag, first, last, about = out.splitlines()
-    columns = ["method", "BLEU", "token F1 %", "exact %", "cosine", "queries", "full names %"]
+    columns = ["method", "BLEU", "token F1 %", "exact %", "cosine", "queries", "full names %", "facts %"]
     assert re.split("  +", head) == columns
     assert bag.startswith("bag of words")
     # the beam's two guesses, or one where a random model writes nothing, which is not embedded
@@ -331,7 +331,8 @@ def test_evaluate_on_a_shipped_test_set_of_records(say: Callable[..., Said]) -> 
     status, out, _ = say("evaluate", *words)
     assert status == 0
     row = json.loads(out)["scores"][1]
-    assert 0 <= row["names_low"] <= row["names"] <= row["names_high"] <= 100
+    for share in ("names", "facts"):
+        assert 0 <= row[f"{share}_low"] <= row[share] <= row[f"{share}_high"] <= 100
 
 
 @pytest.mark.parametrize(("named", "sought"), [("run/inverter", "run/corrector"), ("run", "run")])
@@ -438,7 +439,10 @@ def test_every_setting_of_a_run_has_its_option() -> None:
         value = getattr(parsed("corrector", action.option_strings[0], given), field.name)
         assert value == action.type(given)
         if told := re.search(r"\(default ([0-9.]+)", action.help or ""):
-            assert float(told[1]) == field.default, f"the help of {field.name} tells another default"
+            default = getattr(TrainConfig("inverter", "run"), field.name)
+            assert float(told[1]) == default, f"the help of {field.name} tells another default"
+        if told := re.search(r"for a corrector ([0-9.]+)", action.help or ""):
+            assert float(told[1]) == getattr(TrainConfig("corrector", "run"), field.name)
 
 
 def test_what_is_not_given_keeps_its_default() -> None:
@@ -515,11 +519,15 @@ def test_train_hands_over_and_reports(
     assert (config.max_steps, resume) == (5, True)
 
 
-@pytest.mark.parametrize(("limit", "steps"), [("--max-minutes", 120), ("--max-steps", 500)])
+@pytest.mark.parametrize(
+    ("limit", "steps", "processes"), [("--max-minutes", 120, 1), ("--max-steps", 500, 1), ("--max-steps", 500, 4)]
+)
 def test_an_estimate_extrapolates_from_a_few_steps(
-    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, steps: int
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, steps: int, processes: int
 ) -> None:
-    def train(config: Any, resume: bool = False, progress: bool = True) -> Path:
+    ends = {"steps": 20, "sequences": 20 * 256 * processes}
+
+    def train_segment(config: Any, resume: bool = False, progress: bool = True) -> Ended:
         assert config.max_steps == 20
         assert config.max_minutes is None
         folder = Path(config.output)
@@ -528,23 +536,24 @@ def test_an_estimate_extrapolates_from_a_few_steps(
         (folder / "checkpoint.pt").write_bytes(b"0" * 500_000)
         for part in (1, 2):  # the default model is written in parts
             (folder / f"model-{part:05}-of-00002.safetensors").write_bytes(b"0" * 250_000)
-        return folder
+        return Ended(folder, True, ends)
 
-    monkeypatch.setattr("tutorial_lib.training.train", train)
+    monkeypatch.setattr("tutorial_lib.training.train_segment", train_segment)
     value = "1" if limit == "--max-minutes" else "500"
     words = ("train", "inverter", "--estimate", "--price", "3.6", "--output", str(tmp_path), limit, value)
     told = json.loads(say(*words, "--json")[1])
     assert told["seconds_per_step"] == pytest.approx(0.5)
     assert told["steps"] == steps
-    assert told["sequences"] == steps * 256
+    sequences = steps * 256 * processes
+    assert told["sequences"] == sequences
     assert told["disk_bytes"] == 1_500_000
     assert told["hours"] == pytest.approx(steps * 0.5 / 3600, abs=1e-3)
     assert told["cost"] == pytest.approx(3.6 * told["hours"])
-    assert told["texts_embedded_at_most"] == 8192 + steps * 256
+    assert told["texts_embedded_at_most"] == 8192 + sequences
     paid = json.loads(say(*words, "--price-per-1000", "2", "--json")[1])["cost"]
-    assert paid == pytest.approx(3.6 * told["hours"] + 2 * (8.192 + steps * 0.256), rel=1e-3)
+    assert paid == pytest.approx(3.6 * told["hours"] + 2 * (8.192 + sequences / 1000), rel=1e-3)
     out = say(*words)[1]
-    assert "512 sequences/s" in out
+    assert f"{512 * processes} sequences/s" in out
     assert not list(tmp_path.iterdir())
 
 
@@ -554,7 +563,7 @@ def test_an_estimate_of_a_corrector_counts_the_writing_of_guesses(
 ) -> None:
     cycle = 16 * reuse
 
-    def train(config: Any, resume: bool = False, progress: bool = True) -> Path:
+    def train_segment(config: Any, resume: bool = False, progress: bool = True) -> Ended:
         folder = Path(config.output)
         assert config.max_steps > cycle  # one rewriting at least is timed
         lines = ["step,seconds"]  # half a second a step, twelve for every rewriting, five to begin with
@@ -562,9 +571,9 @@ def test_an_estimate_of_a_corrector_counts_the_writing_of_guesses(
         (folder / "loss.csv").write_text("\n".join(lines) + "\n")
         for name in ("checkpoint.pt", "model.safetensors"):
             (folder / name).write_bytes(b"0")
-        return folder
+        return Ended(folder, True, {"steps": config.max_steps, "sequences": config.max_steps * 256})
 
-    monkeypatch.setattr("tutorial_lib.training.train", train)
+    monkeypatch.setattr("tutorial_lib.training.train_segment", train_segment)
     words = ("train", "corrector", "--estimate", "--output", str(tmp_path), "--max-steps", "640", "--reuse", str(reuse))
     told = json.loads(say(*words, "--json")[1])
     assert told["seconds_per_step"] == pytest.approx(0.5 + 12 / cycle, rel=0.01)
@@ -622,6 +631,6 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert done.returncode == 141
 
 
-def test_json_has_no_numbers_that_json_lacks(capsys: pytest.CaptureFixture[str]) -> None:
-    cli_common.print_json({"a": [float("nan"), 1.5, (float("inf"), "é")]})
-    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [None, 1.5, [None, "é"]]}
+def test_json_is_printed_as_its_standard_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_common.print_json({"a": float("nan")})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": None}

@@ -167,11 +167,33 @@ def test_the_command_in_a_card_is_one(card: Path) -> None:
     runs = [*run.get("before", []), run]  # what it went on from, and itself
     parser = argparse.ArgumentParser()
     add_train(parser.add_subparsers())
-    left_out = {"output", "segment_minutes", "checkpoint_minutes", "layers", "width", "num_pseudo_tokens"}
+    aside = {"output", "segment_minutes", "checkpoint_minutes", "layers", "width", "num_pseudo_tokens"}
     for command, known in zip(commands, runs, strict=True):
         config = training_config(parser.parse_args(shlex.split(command)[1:]))
         made = json.loads(json.dumps(asdict(config)))
+        left_out = aside | (cards.CORRECTOR_ONLY if config.kind == "inverter" else set())
         assert {key: made[key] for key in known["settings"] if key not in left_out} == {
             key: value for key, value in known["settings"].items() if key not in left_out
         }
     assert cards.command(run) == commands[-1]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
+def test_a_card_can_be_written_again_with_all_its_scores(card: Path, tmp_path: Path) -> None:
+    """New scores join those of scores.json: without it, `evaluate --card` would replace what the card shows."""
+    for path in card.parent.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / card.name).unlink()
+    assert cards.write_card(tmp_path).read_text(encoding="utf-8") == card.read_text(encoding="utf-8")
+
+
+def test_what_is_measured_of_weights_later_changes_no_chapter(tmp_path: Path) -> None:
+    folder = tmp_path / "tutorial_lib" / "weights" / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"1")
+    before = Book(tmp_path).weights_hash
+    for name in ("README.md", "scores.json"):
+        (folder / name).write_text("measured")
+    assert Book(tmp_path).weights_hash == before
+    (folder / "model.safetensors").write_bytes(b"2")
+    assert Book(tmp_path).weights_hash != before

@@ -6,7 +6,7 @@ import html as html_library
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -213,6 +213,10 @@ def test_scores_table_sets_published_figures_apart():
     assert not page.open and "<ours>" in page.text and "30.1–33.7" in page.text and "published" in page.text
     lines = str(table).splitlines()
     assert lines[1].endswith("0.842 (0.836–0.848) | 2") and lines[2] == "paper | 97.3 | – | 92 | – | –"
+    unknown = replace(ours, cosine=Estimate(float("nan"), float("nan"), float("nan"), 2))  # of a table's vectors
+    table = scores_table({"ours": unknown})
+    assert "nan" not in table.html + str(table) and str(table).splitlines()[1].endswith(" | – | 2")
+    assert table.html.count("<td") == 5
     with pytest.raises(TutorialError, match="no rows"):
         scores_table({})
 

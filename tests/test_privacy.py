@@ -25,6 +25,7 @@ from tutorial_lib.privacy import (
     Truncate,
     adapt,
     beir_task,
+    facts_recovered,
     find_pii,
     mask,
     name_hits,
@@ -440,6 +441,21 @@ def test_names():
         name_hits("!!", "x")
 
 
+def test_facts():
+    facts = [["heart failure"], ["19", "rome"], ["O'Hare"], ["may 4"]]
+    guesses = ["ann has heart failure", "bob, 19, lives in rome", "near o ' hare", "call her on may 4"]
+    assert facts_recovered(facts, guesses).value == 100
+    # all facts of a text, as whole words, side by side
+    missed = ["failure of the heart", "bob, 19, lives in romeo", "near hare", "call her on may 14"]
+    assert facts_recovered(facts, missed).value == 0
+    half = facts_recovered(facts, guesses[:2] + missed[2:])
+    assert (half.value, half.n) == (50, 4)
+    with pytest.raises(TextError, match="4 originals and 1 guesses"):
+        facts_recovered(facts, guesses[:1])
+    with pytest.raises(TextError, match="text 1 has no fact"):
+        facts_recovered([["rome"], []], guesses[:2])
+
+
 def test_names_of_any_script():
     assert name_hits("Иван Петров", "здесь живёт иван петров .") == (True, True, True)
     assert name_hits("Иван Петров", "иван иванов") == (False, True, False)
@@ -495,6 +511,7 @@ def test_price_of_a_defence():
         families,
         texts=texts,
         names=[t[: t.index(" is")] for t in texts],
+        facts=[[t.split()[1], "here"] for t in texts],
         vectors=VECTORS[:20],
         known=VECTORS[100:500],
         task=Task(QUERIES, VECTORS, range(100)),
@@ -508,12 +525,14 @@ def test_price_of_a_defence():
     assert found["none", "naive"].recall.value > 0.95
     assert found["noise 0.3", "naive"].recall.value < found["none", "naive"].recall.value
     assert found["noise 0.01", "naive"].names.value == 100
+    assert found["noise 0.01", "naive"].facts.value == 100
+    assert found["secret rotation", "naive"].facts.value < 10
     assert found["noise 0.3", "naive"].f1.value < 20
     assert found["noise 0.3", "naive"].ndcg.value < found["noise 0.01", "naive"].ndcg.value
     assert found["secret rotation", "naive"].exact.value < 10
     assert found["secret rotation", "adaptive"].exact.value == 100
     assert found["secret rotation", "adaptive"].ndcg == found["none", "naive"].ndcg
-    for measure in ("f1", "names", "exact"):
+    for measure in ("f1", "names", "facts", "exact"):
         figure = price_figure(points, measure=measure)
         assert [a.get_title() for a in figure.axes] == ["naive attacker", "adaptive attacker"]
     assert len(price_figure([p for p in points if p.attacker == "naive"]).axes) == 1

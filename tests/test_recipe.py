@@ -36,6 +36,7 @@ def recipe() -> ModuleType:
 
 def test_every_setting_is_one_of_training(recipe: ModuleType) -> None:
     known = {field.name for field in fields(TrainConfig)}
+    assert set(recipe.BASE) <= known
     for kind, settings in recipe.QUESTIONS.values():
         assert kind in ("inverter", "corrector")
         assert settings[0] is recipe.DEFAULT

@@ -18,8 +18,8 @@ from tutorial_lib import Inverter
 WORDS = "congress peace war law people state union treaty nation army navy bank gold court judge debt tax".split()
 
 
-def launch(tmp_path: Path, script: str, *words: str) -> Path:
-    """Train in two processes of ``script``; returns the run's folder."""
+def launch(tmp_path: Path, script: str, *words: str) -> str:
+    """Train in two processes of ``script``, into the folder "run"; returns what both say."""
     if not torch.distributed.is_available():
         pytest.skip("this PyTorch was built without torch.distributed")
     rng = np.random.default_rng(0)
@@ -35,8 +35,7 @@ def launch(tmp_path: Path, script: str, *words: str) -> Path:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(f"{tmp_path / 'run'}: ") == 1  # one process reports
-    return tmp_path / "run"
+    return done.stdout
 
 
 PLAIN = "import sys\nfrom tutorial_lib.cli import main\nsys.exit(main())\n"
@@ -51,7 +50,8 @@ if os.environ["RANK"] == "1":
 
 @pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    run = launch(tmp_path, PLAIN, "--max-steps", "10")
+    run = tmp_path / "run"
+    assert launch(tmp_path, PLAIN, "--max-steps", "10").count(f"{run}: ") == 1  # one process reports
     result = json.loads((run / "training.json").read_text())["result"]
     assert result["steps"] == 10
     assert result["sequences"] == 2 * 8 * 10  # each process draws its own batch
@@ -63,7 +63,14 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_stop_together_by_the_clock_of_the_first(tmp_path: Path) -> None:
-    run = launch(tmp_path, UNEVEN, "--max-minutes", "0.02")
-    result = json.loads((run / "training.json").read_text())["result"]
+    launch(tmp_path, UNEVEN, "--max-minutes", "0.02")
+    result = json.loads((tmp_path / "run" / "training.json").read_text())["result"]
     assert result["seconds"] >= 1.2
     assert result["steps"] >= 2  # a busy machine is slow
+
+
+@pytest.mark.slow
+def test_two_processes_estimate_together_and_one_of_them_says(tmp_path: Path) -> None:
+    told = json.loads(launch(tmp_path, PLAIN, "--max-steps", "50", "--estimate", "--json"))
+    assert told["sequences"] == 2 * 8 * 50
+    assert not (tmp_path / "run").exists()

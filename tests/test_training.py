@@ -288,6 +288,15 @@ def test_every_setting_that_matters_is_compared_on_resume(
                 run.compare(saved, Path("checkpoint.pt"))
 
 
+def test_a_corrector_is_trained_more_gently_than_an_inverter() -> None:
+    """And what was asked for is kept."""
+    inverter, corrector = (TrainConfig(kind, "run") for kind in ("inverter", "corrector"))  # type: ignore[arg-type]
+    assert inverter.learning_rate == inverter.matrix_learning_rate == 4e-3
+    assert corrector.learning_rate == corrector.matrix_learning_rate == 1e-3
+    assert TrainConfig("corrector", "run", learning_rate=0.5).learning_rate == 0.5
+    assert replace(inverter, seed=3).learning_rate == 4e-3
+
+
 def test_other_settings_are_refused_on_resume(config: TrainConfig) -> None:
     train(replace(config, segment_minutes=1e-9), progress=False)
     with pytest.raises(

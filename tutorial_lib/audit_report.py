@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import os
 from collections import Counter
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cli_common import plain
+from . import strict_json
 from .metrics import Estimate, bootstrap, proportion
 from .privacy.pii import KINDS
 
@@ -51,7 +50,7 @@ class AuditReport:
 
     def to_json(self) -> str:
         """The report as JSON; an estimate is {value, low, high, n}, and what has no value is null."""
-        return json.dumps(plain(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
+        return strict_json.dumps(asdict(self), indent=2)
 
     def to_text(self) -> str:
         """A few lines for the terminal."""

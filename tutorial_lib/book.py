@@ -147,10 +147,10 @@ class Book:
 
     @cached_property
     def weights_hash(self) -> str:
+        """sha256 of the shipped weights; what was said or measured of them afterwards changes no chapter."""
         folder = self.root / "tutorial_lib" / "weights"
-        return _hash_files(
-            self.root, [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".md"]
-        )
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return _hash_files(self.root, [path for path in files if path.suffix != ".md" and path.name != "scores.json"])
 
     def fingerprint(self, source: NotebookNode, profile: str) -> dict[str, str]:
         """What must be equal for the outputs of an earlier run to count as those of this one."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .corrector import Corrector
     from .embedder import Embedder
     from .inverter import Inverter
+    from .records import Record
     from .search import Inversion, Step
 
 _WATCHED = 4  # texts whose guesses are printed round by round; more would scroll past unread
@@ -386,22 +387,26 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.card:
         _check_card(inverter, corrector)
     from .metrics import bag_of_words, bootstrap, evaluate
-    from .privacy import names_recovered
+    from .privacy import facts_recovered, names_recovered
 
     length = arguments.max_tokens or inverter.config.max_tokens
-    texts, names = _passages(arguments, length, embedder)
+    texts, records = _passages(arguments, length, embedder)
     result = _search(arguments, embedder.encode(texts), (embedder, inverter, corrector), progress=sys.stderr.isatty())
     shuffled = evaluate(texts, bag_of_words(texts, embedder, arguments.seed), embedder)
-    table = [shuffled.table_row("bag of words") | {"queries": "-"} | ({"full names %": "-"} if names else {})]
+    table = [shuffled.table_row("bag of words") | {"queries": "-"}]
+    table[0] |= {"full names %": "-", "facts %": "-"} if records else {}
     rows: list[dict[str, Any]] = [{"method": "bag of words", **shuffled.as_dict()}]
     for step in at:
         scores, queries = evaluate(texts, result.at(step), embedder), bootstrap(result.queries_at(step))
         spent = {"queries": queries.value, "queries_low": queries.low, "queries_high": queries.high}
         shown = {"queries": f"{queries:.0f}"}
-        if names:  # what a thief of records wants
-            whole = names_recovered(names, result.at(step)).full
-            spent |= {"names": whole.value, "names_low": whole.low, "names_high": whole.high}
-            shown["full names %"] = f"{whole:.1f}"
+        if records:  # what a thief of records wants
+            guesses = result.at(step)
+            whole = names_recovered([record.name for record in records], guesses).full
+            facts = facts_recovered([list(record.fields.values()) for record in records], guesses)
+            for name, share in {"names": whole, "facts": facts}.items():
+                spent |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+            shown |= {"full names %": f"{whole:.1f}", "facts %": f"{facts:.1f}"}
         table.append(scores.table_row(f"{step} steps") | shown)
         rows.append({"method": f"{step} steps", "steps": step, **scores.as_dict(), **spent})
     if arguments.json:
@@ -436,8 +441,8 @@ def _check_card(inverter: Inverter, corrector: Corrector | None) -> None:
             )
 
 
-def _passages(arguments: argparse.Namespace, length: int, embedder: Embedder) -> tuple[list[str], list[str]]:
-    """The texts to score, and for records the names in them (else none)."""
+def _passages(arguments: argparse.Namespace, length: int, embedder: Embedder) -> tuple[list[str], list[Record]]:
+    """The texts to score, and the records they are (else none)."""
     from .corpora import passages
     from .held_out import held_out_records
     from .records import synthetic_records
@@ -451,7 +456,7 @@ def _passages(arguments: argparse.Namespace, length: int, embedder: Embedder) ->
         raise TutorialError(f"test:records has only a test split, not {arguments.split}.")
     else:
         records = held_out_records(length, arguments.n)
-    return [record.text for record in records], [record.name for record in records]
+    return [record.text for record in records], records
 
 
 # ---- the book ------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from typing import Any
+
+from . import strict_json
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -59,15 +60,6 @@ def hush() -> None:
     logging.disable_progress_bar()
 
 
-def plain(item: Any) -> Any:
-    """The same with None for numbers that are not finite (the interval of one text), which JSON does not have."""
-    if isinstance(item, dict):
-        return {key: plain(child) for key, child in item.items()}
-    if isinstance(item, list | tuple):
-        return [plain(child) for child in item]
-    return None if isinstance(item, float) and not math.isfinite(item) else item
-
-
 def print_json(value: Any) -> None:
     """JSON on stdout; a number that is not finite (the interval of one text) becomes null."""
-    print(json.dumps(plain(value), indent=1, ensure_ascii=False))
+    print(strict_json.dumps(value, indent=1))

@@ -42,8 +42,8 @@ _RUN: tuple[_Option, ...] = (
     ("--segment-minutes", positive, "stop resumably after this long"),
     ("--checkpoint-minutes", positive, "time between checkpoints (default 3)"),
     ("--batch-size", at_least(1), "sequences per step and process (default 256)"),
-    ("--learning-rate", positive, "peak of AdamW (default 0.004)"),
-    ("--matrix-learning-rate", positive, "peak of Muon (default 0.004)"),
+    ("--learning-rate", positive, "peak of AdamW (default 0.004, for a corrector 0.001)"),
+    ("--matrix-learning-rate", positive, "peak of Muon (default 0.004, for a corrector 0.001)"),
     ("--warmup", share, "share of the run (default 0.02)"),
     ("--sampled", at_least(0), "classes drawn for the sampled softmax; 0: all (default 2048)"),
 )
@@ -52,7 +52,7 @@ _GUESSES: tuple[_Option, ...] = (
     ("--reuse", at_least(1), "steps each guess takes part in before it is rewritten (default 1)"),
     ("--blinded", share, "share of rows with a channel withheld, for fair ablations (default 0.15)"),
     ("--fresh", share, "share of guesses replaced by a new window each time round (default 0.5)"),
-    ("--corrupted", share, "of new windows, the share that starts from a worse text (default 0.3)"),
+    ("--corrupted", share, "of new windows, the share that starts from a worse text (default 0)"),
     ("--rewrites", at_least(0), "times a guess is rewritten before its text is given up (default 2)"),
 )
 
@@ -119,6 +119,8 @@ def _train(arguments: argparse.Namespace) -> int:
     config = training_config(arguments)
     if arguments.estimate:
         said = estimate(config, arguments.price, arguments.price_per_1000)
+        if said is None:  # of several processes one reports
+            return 0
         if arguments.json:
             print_json(said)
         else:
@@ -179,16 +181,18 @@ def _beside_its_inverter(given: dict[str, Any], embedder: str) -> dict[str, Any]
     return given
 
 
-def estimate(config: TrainConfig, price: float | None = None, price_per_1000: float | None = None) -> dict[str, Any]:
+def estimate(
+    config: TrainConfig, price: float | None = None, price_per_1000: float | None = None
+) -> dict[str, Any] | None:
     """Time a few steps of a run in a temporary folder and extrapolate; nothing of the run itself is touched.
 
     ``config`` has an end (:meth:`TrainConfig.check`); ``price`` is per hour of this machine, ``price_per_1000`` per
     thousand texts that an API embeds, both in any currency. What the timed steps ask of an API is kept and not asked
-    again by the run.
+    again by the run. Of several processes each takes part and the first one says; the others get None.
     """
     import numpy as np
 
-    from .training import _ROW, train
+    from .training import _ROW, train_segment
 
     # A corrector's guesses are written all at once, every so many steps: time one such step with the plain ones.
     cycle = config.pool * config.reuse if config.kind == "corrector" else 0
@@ -196,7 +200,9 @@ def estimate(config: TrainConfig, price: float | None = None, price_per_1000: fl
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         short = replace(config, output=folder, max_steps=_WARM + measured, max_minutes=None, segment_minutes=None)
-        train(short, progress=False)
+        ended = train_segment(short, progress=False)
+        if ended.result is None:
+            return None
         total = time.monotonic() - began
         with (Path(folder) / "loss.csv").open(encoding="utf-8") as file:
             rows = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(file)]
@@ -212,16 +218,17 @@ def estimate(config: TrainConfig, price: float | None = None, price_per_1000: fl
     limits += [step * config.max_steps] if config.max_steps is not None else []
     seconds = min(limits)
     hours = (seconds + max(0.0, total - marks[-1, 1])) / 3600
-    sequences = int(seconds / step) * config.batch_size
+    batch = ended.result["sequences"] // ended.result["steps"]  # of all processes together
+    sequences = int(seconds / step) * batch
     texts = config.whiten_on + sequences
     if cycle:  # a new guess is embedded with its text, a rewritten one alone
-        texts = 2 * (sequences // config.reuse + config.pool * config.batch_size)
+        texts = 2 * (sequences // config.reuse + config.pool * batch)
     prices = [price * hours] if price is not None else []
     prices += [price_per_1000 * texts / 1000] if price_per_1000 is not None else []
     return {
         "kind": config.kind,
         "seconds_per_step": step,
-        "sequences_per_second": config.batch_size / step,
+        "sequences_per_second": batch / step,
         "setup_seconds": max(0.0, total - marks[-1, 1]),
         "hours": hours,
         "steps": int(seconds / step),

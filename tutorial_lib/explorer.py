@@ -175,7 +175,8 @@ def explorer(
 def scores_table(rows: Mapping[str, Scores | Mapping[str, float]]) -> Html:
     """Systems as rows: `Scores` with n and intervals, or published figures (bleu, token_f1, exact, cosine).
 
-    A figure that a publication does not give is left out of its mapping and shown as a dash.
+    A figure that a publication does not give is left out of its mapping and shown as a dash, as is one nobody knows
+    (the cosine of guesses for the vectors of a table, which cannot be embedded).
     """
     if not rows:
         raise TutorialError("scores_table was given no rows; give at least one system and its scores.")
@@ -192,6 +193,10 @@ def scores_table(rows: Mapping[str, Scores | Mapping[str, float]]) -> Html:
         for key, (_, spec) in columns.items():
             if isinstance(scores, Scores):
                 estimate = getattr(scores, key)
+                if not math.isfinite(estimate.value):  # guesses for the vectors of a table cannot be embedded
+                    cells.append('<td class="n">–</td>')
+                    plain.append("–")
+                    continue
                 interval = (
                     f"{format(estimate.low, spec)}–{format(estimate.high, spec)}"
                     if scores.n > 1

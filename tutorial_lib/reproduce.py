@@ -11,7 +11,6 @@ where a run was interrupted, so neither does the table. *Reproduce the paper* is
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tutorial_lib import strict_json
 from tutorial_lib.audit_journal import Journal
 from tutorial_lib.book import write
-from tutorial_lib.cli_common import plain
 from tutorial_lib.corpora import documents, split_of
 from tutorial_lib.errors import CorpusError, TutorialError
 from tutorial_lib.metrics import Estimate, Scores, bootstrap, evaluate
@@ -136,8 +135,8 @@ def reproduce(
             groups = list(_groups(journal, f"{name}/{width}", texts, width, looked_at, models, echo))
             rows += [_row(name, pair, step, width, texts, groups, models.embedder) for step in looked_at]
             write(folder / "table.md", table(rows) + "\n")
-            found = plain([row.as_dict() for row in rows])
-            write(folder / "table.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+            found = strict_json.dumps([row.as_dict() for row in rows], indent=1)
+            write(folder / "table.json", found + "\n")
     return rows
 
 

@@ -38,6 +38,8 @@ from tutorial_lib.training_data import Guesses, Windows, check_training_vectors,
 from tutorial_lib.training_models import build_model, optimizers
 
 CSV_FIELDS = ("step", "seconds", "sequences", "loss", "learning_rate")
+#: Peak learning rates. A corrector begins with the inverter's weights, which higher ones spoil (*What we tried*).
+PEAK = {"inverter": 4e-3, "corrector": 1e-3}
 _ROW = 10  # steps per row of the loss curve
 _FINISHED = ("config.json", "training.json")  # either lies in a folder of finished weights
 
@@ -67,8 +69,8 @@ class TrainConfig:
     max_steps: int | None = None  # optimiser steps, over all segments; None: no limit
     segment_minutes: float | None = None  # stop (resumably) after this long; None: run to the end
     batch_size: int = 256  # sequences per step and process
-    learning_rate: float = 4e-3  # peak of AdamW; the schedule is linear warm-up, then linear decay to zero
-    matrix_learning_rate: float = 4e-3  # peak of Muon for weight matrices, scaled to AdamW's update size
+    learning_rate: float | None = None  # peak of AdamW, linear warm-up, linear decay to zero; None: PEAK of the kind
+    matrix_learning_rate: float | None = None  # the same of Muon for weight matrices, scaled to AdamW's update size
     optimizer: Literal["adamw", "muon"] = "muon"
     warmup: float = 0.02  # share of the run
     layers: int = 3  # encoder layers, and as many decoder layers
@@ -85,9 +87,14 @@ class TrainConfig:
     slopes: bool = False  # corrector only: does it read the embedder's gradient at each token of the guess?
     begin_from: str | None = None  # weights of the same kind to go on from; None: a fresh model
     blinded: float = 0.15  # corrector only: share of rows with a channel withheld, so that ablations are fair
-    corrupted: float = 0.3  # corrector only: of new windows, the share that starts from a worse text
+    corrupted: float = 0.0  # corrector only: of new windows, the share that starts from a worse text
     checkpoint_minutes: float = 3.0  # time between checkpoints
     whiten_on: int = 8192  # windows from which the whitening is estimated
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "matrix_learning_rate"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, PEAK.get(self.kind))
 
     def check(self) -> None:
         """Raises :class:`TutorialError` for a setting out of its range."""

@@ -5,7 +5,7 @@ defences    GaussianNoise, Quantise (Int8, Binary), ProductQuantisation, Truncat
 adaptive    adapt, WayBack, CellMeans, Alignment, DefendedEmbedder: attackers who prepare for a defence
 retrieval   retrieval_task, beir_task, score_retrieval: recall@10 and nDCG@10
 price       price_defences, price_figure: leakage against retrieval, every defence a curve
-pii         names_recovered, pii_recovered, find_pii, mask
+pii         names_recovered, facts_recovered, pii_recovered, find_pii, mask
 """
 
 from .adaptive import Alignment, CellMeans, DefendedEmbedder, WayBack, adapt
@@ -22,7 +22,17 @@ from .defences import (
     Truncate,
     unit,
 )
-from .pii import Finding, NameScores, find_pii, mask, name_hits, names_recovered, pii_hits, pii_recovered
+from .pii import (
+    Finding,
+    NameScores,
+    facts_recovered,
+    find_pii,
+    mask,
+    name_hits,
+    names_recovered,
+    pii_hits,
+    pii_recovered,
+)
 from .price import Point, Task, price_defences, price_figure
 from .retrieval import RetrievalScores, RetrievalTask, beir_task, retrieval_task, score_retrieval
 
@@ -49,6 +59,7 @@ __all__ = [
     "WayBack",
     "adapt",
     "beir_task",
+    "facts_recovered",
     "find_pii",
     "mask",
     "name_hits",

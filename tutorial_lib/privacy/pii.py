@@ -3,6 +3,7 @@
     find_pii(text)                    -> findings, in reading order
     pii_recovered(texts, guesses)     -> per kind, the share of the text's items that stand in the guess
     names_recovered(names, guesses)   -> full, first and last names found, per cent
+    facts_recovered(facts, guesses)   -> texts whose facts all stand in the guess, per cent
     mask(text)                        -> the same text, unreadable, for a report that others will see
 
 Telephone numbers are found by `phonenumbers` (Google's rules, updated with every country's numbering plan),
@@ -181,6 +182,19 @@ def names_recovered(names: Sequence[str], guesses: Sequence[str]) -> NameScores:
     return NameScores(*(proportion([h[i] for h in hits]) for i in range(3)))
 
 
+def facts_recovered(facts: Sequence[Sequence[str]], guesses: Sequence[str]) -> Estimate:
+    """Share of texts all of whose facts (a condition, a city, a sum) stand in the guess, word for word, per cent.
+
+    `facts[i]` are those of the text behind `guesses[i]`, as in the fields of a record, and are compared as names are.
+    Raises TextError for lists of different lengths, and for a text without a fact.  Chapter 4.
+    """
+    _same_length(facts, guesses)
+    if (bare := next((i for i, each in enumerate(facts) if not each), None)) is not None:
+        raise TextError(f"text {bare} has no fact to look for: leave it and its guess out")
+    pairs = zip(facts, guesses, strict=True)
+    return proportion([all(name_hits(fact, guess)[0] for fact in each) for each, guess in pairs])
+
+
 def mask(text: str) -> str:
     """Hide a text but keep its shape: first letter of words over three letters, digits never.
 
@@ -199,6 +213,6 @@ def _is_mark(character: str) -> bool:
     return unicodedata.category(character).startswith("M")
 
 
-def _same_length(a: Sequence[str], b: Sequence[str]) -> None:
+def _same_length(a: Sequence[object], b: Sequence[str]) -> None:
     if len(a) != len(b):
         raise TextError(f"{len(a)} originals and {len(b)} guesses were given: one guess for each is needed")

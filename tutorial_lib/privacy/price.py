@@ -15,7 +15,7 @@ import numpy as np
 from ..metrics import Estimate, bootstrap, proportion, token_f1
 from .adaptive import DefendedEmbedder, adapt
 from .defences import Defence
-from .pii import names_recovered
+from .pii import facts_recovered, names_recovered
 from .retrieval import Relevant, score_retrieval
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Point:
     exact: Estimate  # texts recovered word for word, per cent
     f1: Estimate  # token F1, per cent
     names: Estimate  # full names recovered, per cent
+    facts: Estimate  # texts all of whose facts are recovered, per cent
     ndcg: Estimate  # nDCG@10 of the defended store, 0 to 1
     recall: Estimate  # recall@10 of the defended store, 0 to 1
 
@@ -54,6 +55,7 @@ def price_defences(
     *,
     texts: Sequence[str],
     names: Sequence[str],
+    facts: Sequence[Sequence[str]],
     vectors: np.ndarray,
     known: np.ndarray,
     task: Task,
@@ -64,10 +66,11 @@ def price_defences(
 ) -> list[Point]:
     """Attack and search every defence of `families` (name of a curve -> defences of rising strength).
 
-    texts, names, vectors [n, d]: the secret records.  known [m, d], public [m', d]: what the adaptive attacker
-    prepares with, see `adapt`.  recover: unit vectors [n, d] and the embedder to rank guesses by -> a guess for each,
-    `lambda v, e: invert(v, e, ...).texts`; the embedder is a `DefendedEmbedder` where the adaptive attacker can repeat
-    the defence.  Each defence is fitted on the task's documents, as a store would fit it on its own contents.
+    texts, names, facts (see `facts_recovered`), vectors [n, d]: the secret records.  known [m, d], public [m', d]: what
+    the adaptive attacker prepares with, see `adapt`.  recover: unit vectors [n, d] and the embedder to rank guesses by
+    -> a guess for each, `lambda v, e: invert(v, e, ...).texts`; the embedder is a `DefendedEmbedder` where the adaptive
+    attacker can repeat the defence.  Each defence is fitted on the task's documents, as a store would fit it on its own
+    contents.
     """
     truth = embedder.token_ids(embedder.normalise(texts))
     points = []
@@ -96,6 +99,7 @@ def price_defences(
                         exact=proportion([a == b for a, b in zip(truth, ids, strict=True)]),
                         f1=bootstrap([100 * token_f1(a, b) for a, b in zip(truth, ids, strict=True)]),
                         names=names_recovered(names, guesses).full,
+                        facts=facts_recovered(facts, guesses),
                         ndcg=found.ndcg,
                         recall=found.recall,
                     )
@@ -103,7 +107,7 @@ def price_defences(
     return points
 
 
-def price_figure(points: Sequence[Point], *, measure: Literal["f1", "names", "exact"] = "f1") -> Any:
+def price_figure(points: Sequence[Point], *, measure: Literal["f1", "names", "facts", "exact"] = "f1") -> Any:
     """One curve per family: leakage (per cent) against nDCG@10, one panel per attacker.
 
     Bars are 95 % intervals of the leakage; the grey band is the interval of the undefended store's search.
@@ -134,7 +138,8 @@ def price_figure(points: Sequence[Point], *, measure: Literal["f1", "names", "ex
                 label="no defence" if family == "none" else family,
             )
         axis.set(xlabel="nDCG@10", title=f"{attacker} attacker", xlim=(0, None), ylim=(-2, 102))
-    labels = {"f1": "token F1, %", "names": "full names recovered, %", "exact": "recovered exactly, %"}
+    labels = {"f1": "token F1, %", "names": "full names recovered, %", "facts": "facts recovered, %"}
+    labels["exact"] = "recovered exactly, %"
     axes[0][0].set_ylabel(labels[measure])
     handles, names = axes[0][0].get_legend_handles_labels()
     made.legend(handles, names, loc="outside lower center", ncols=4)
