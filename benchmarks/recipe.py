@@ -139,6 +139,7 @@ DEFAULT = Setting("default")
 BASE: dict[str, Any] = {
     "learning_rate": 4e-3, "matrix_learning_rate": 4e-3, "optimizer": "muon", "warmup": 0.02, "sampled": 2048,
     "min_tokens": 4, "longest": 0.5, "corrupted": 0.3, "fresh": 0.5, "rewrites": 2, "reuse": 1, "slopes": False,
+    "pool": 16, "blinded": 0.15,
 }  # fmt: skip
 #: question -> (kind, settings with the default first)
 QUESTIONS: dict[str, tuple[str, tuple[Setting, ...]]] = {
@@ -348,12 +349,12 @@ def table(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
                 nats, low, high = interval([float(row["nats"]) for row in by_seed.values()])
                 pairs = [(base[seed], row) for seed, row in by_seed.items() if seed in base]
                 gains = [float(one["nats"]) - float(other["nats"]) for one, other in pairs]
-                gain, gain_low, gain_high = (round(g, 3) for g in interval(gains)) if gains else (float("nan"),) * 3
+                gain, gain_low, gain_high = (round(g, 6) for g in interval(gains)) if gains else (float("nan"),) * 3
                 default = name == settings[0].name
                 compared = {} if default else {"gain": gain, "gain_low": gain_low, "gain_high": gain_high}
                 found.append({
                     "question": question, "setting": name, "budget": f"{budget[0]} sequences, {budget[1]} word pieces",
-                    "seeds": len(by_seed), "nats": round(nats, 3), "low": round(low, 3), "high": round(high, 3),
+                    "seeds": len(by_seed), "nats": round(nats, 6), "low": round(low, 6), "high": round(high, 6),
                     "bleu": round(statistics.fmean(float(row["bleu"]) for row in by_seed.values()), 1),
                     "exact": round(statistics.fmean(float(row["exact"]) for row in by_seed.values()), 1),
                     **compared, "decision": "default" if default else decision(gains),

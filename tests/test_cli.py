@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from tutorial_lib import cli, cli_common, cli_train
+from tutorial_lib.errors import TutorialError
 from tutorial_lib.training import Ended
 
 COMMANDS = ("invert", "evaluate", "data", "train", "audit", "reproduce", "book", "check")
@@ -455,6 +456,12 @@ def test_what_is_not_given_keeps_its_default() -> None:
     assert config == expected
     other = cli_train.training_config(parsed("inverter", "--max-steps", "3", "--embedder", "owner/name"))
     assert other.output == str(Path("runs/owner--name/inverter"))
+
+
+def test_an_older_card_of_an_inverter_may_repeat_a_default_of_its_day() -> None:
+    assert cli_train.training_config(parsed("inverter", "--max-steps", "3", "--corrupted", "0.3", "--reuse", "1"))
+    with pytest.raises(TutorialError, match="--corrupted belongs to the corrector"):
+        cli_train.training_config(parsed("inverter", "--max-steps", "3", "--corrupted", "0.5"))
 
 
 def test_a_corrector_finds_the_inverter_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,13 +51,15 @@ setTimeout(() => {
   note("played");
   choose(1); note("unknown cosine");
   choose(2); note("nasty");
+}, 5000);
+setTimeout(() => { // later, so that what was read as HTML has had its say
   const out = document.createElement("pre");
   out.textContent = JSON.stringify({
     said, title: document.title, alive: document.querySelectorAll("[data-alive]").length,
     options: [...app.querySelectorAll("option")].map((option) => option.textContent),
   });
   document.body.append(out);
-}, 5000);
+}, 6000);
 """
 
 

@@ -153,7 +153,12 @@ def training_config(arguments: argparse.Namespace) -> TrainConfig:
     folder = Path("runs") / canonical_name(embedder).replace("/", "--") / arguments.kind
     given.setdefault("output", str(folder))
     # Older cards list every setting of an inverter's run: what only repeats a default is let pass.
-    only = sorted(name for name in CORRECTOR_ONLY & set(given) if given[name] != getattr(TrainConfig, name))
+    once = {"corrupted": 0.3}  # defaults that have moved since
+    only = sorted(
+        name
+        for name in CORRECTOR_ONLY & set(given)
+        if given[name] not in (getattr(TrainConfig, name), once.get(name))
+    )
     if arguments.kind == "inverter" and only:
         raise TutorialError(f"--{only[0]} belongs to the corrector; leave it out when training an inverter.")
     if arguments.kind == "corrector":
@@ -219,7 +224,8 @@ def estimate(
     seconds = min(limits)
     hours = (seconds + max(0.0, total - marks[-1, 1])) / 3600
     batch = ended.result["sequences"] // ended.result["steps"]  # of all processes together
-    sequences = int(seconds / step) * batch
+    steps = int(seconds / step + 1e-6)  # (x * 50) / x may be a little less than 50
+    sequences = steps * batch
     texts = config.whiten_on + sequences
     if cycle:  # a new guess is embedded with its text, a rewritten one alone
         texts = 2 * (sequences // config.reuse + config.pool * batch)
@@ -231,7 +237,7 @@ def estimate(
         "sequences_per_second": batch / step,
         "setup_seconds": max(0.0, total - marks[-1, 1]),
         "hours": hours,
-        "steps": int(seconds / step),
+        "steps": steps,
         "sequences": sequences,
         "texts_embedded_at_most": texts,
         "disk_bytes": disk + weights,

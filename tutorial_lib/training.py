@@ -1,8 +1,8 @@
 """Train an inverter or a corrector for any embedder: resumable, on a laptop or on several GPUs.
 
 ``tutorial-lib train`` calls :func:`train`. A step draws random windows of real text (and some synthetic
-records), embeds them, and for the corrector pairs each with a guess: the inverter's, a corruption of the
-text, or what the corrector itself wrote last time, so that it learns from its own mistakes
+records), embeds them, and for the corrector pairs each with a guess: the inverter's, what the corrector itself
+wrote last time, so that it learns from its own mistakes, or, if asked, a corruption of the text
 (``training_data``). Chapter 2 trains a small inverter live; *Train your own* walks through a full run.
 """
 
