@@ -126,7 +126,8 @@ def test_the_page_shows_what_the_runs_found(recipe: ModuleType) -> None:
             default = f"{row['nats']:.2f}"
             if row["seeds"] > 1:
                 default += f" ({row['low']:.2f}–{row['high']:.2f}, {row['seeds']} seeds)"
-            assert default in section or row["question"] not in ("optimizer", "hypotheses", "batch", "reuse", "whitening")
+            told = ("optimizer", "hypotheses", "batch", "reuse", "whitening")  # one run of a default answers several
+            assert default in section or row["question"] not in told
             continue
         gain = f"{row['gain']:.2f}"
         if row["seeds"] > 1:
