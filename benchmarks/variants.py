@@ -1,18 +1,21 @@
-"""What each part of breeding guesses is worth, on validation speeches.
+"""What each part of breeding guesses is worth, and what more rounds are, on validation speeches.
 
-    python benchmarks/variants.py [--tokens 12] [--n 24] [--queries 2000] [--rounds 60] [--only NAME ...]
+    python benchmarks/variants.py [--tokens 12] [--n 24] [--queries 2000] [--rounds 60] [--at 20 40] [--only NAME ...]
 
 Every row is the same search over the same texts with one part taken away: sense (texts ranked by cosine alone), content
 (the values of pieces, so that a variant counts as near as its parent), the neighbours of good guesses (as many random
 variants are read instead), the sampled first guesses, or all of it (chapter 3's search with local edits instead). Rows
-are printed as they finish; each text of a row may spend ``--queries``.
+are printed as they finish; each text of a row may spend ``--queries``. ``--at`` says where the search stood after fewer
+rounds, ``--output`` keeps the rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,12 +57,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--variants", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--output", type=Path, help="CSV to append the rows to")
+    parser.add_argument("--at", nargs="+", type=int, default=[])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     given = parser.parse_args()
     embedder = Embedder.from_pretrained()
     inverter = Inverter.from_pretrained("all-MiniLM-L6-v2").to(embedder.device).eval()
     corrector = Corrector.from_pretrained("all-MiniLM-L6-v2").to(embedder.device).eval()
-    texts = passages("sotu", "validation", given.tokens, n=given.n, seed=given.seed, embedder=embedder)
+    texts = passages("sotu", given.split, given.tokens, n=given.n, seed=given.seed, embedder=embedder)
     vectors = embedder.encode(texts)
     for part in given.only:
         stand_ins = without(part)
@@ -75,12 +81,33 @@ def main() -> None:
         spent = time.monotonic() - began
         for name, value in real.items():
             setattr(variants, name, value)
-        scores = evaluate(texts, result.texts, embedder)
-        print(
-            f"{part:<12} exact {scores.exact} %, BLEU {scores.bleu}, token F1 {scores.token_f1} %, "
-            f"cosine {scores.cosine}, {result.queries.mean():.0f} queries, {spent / given.n:.1f} s a text",
-            flush=True,
-        )
+        for rounds in sorted({*given.at, given.rounds}):
+            scores = evaluate(texts, result.at(rounds), embedder)
+            row = {
+                "search": part,
+                "split": given.split,
+                "tokens": given.tokens,
+                "rounds": rounds,
+                "exact": f"{scores.exact}",
+                "bleu": f"{scores.bleu}",
+                "token_f1": f"{scores.token_f1}",
+                "cosine": f"{scores.cosine}",
+                "queries": f"{result.queries_at(rounds).mean():.0f}",
+                "seconds": f"{spent / given.n:.1f}" if rounds == given.rounds else "",
+            }
+            print(", ".join(f"{key} {value}" for key, value in row.items() if value), flush=True)
+            if given.output:
+                keep(given.output, row)
+
+
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a CSV, with its header if it is new."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 if __name__ == "__main__":

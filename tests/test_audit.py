@@ -149,6 +149,36 @@ def test_longer_texts_may_be_bred(tmp_path, embedder, monkeypatch):
     assert "variants" not in settings
 
 
+def test_a_list_is_embedded_once_and_put_in_at_last(tmp_path, embedder, monkeypatch):
+    embedded = []
+
+    class Listed:
+        @classmethod
+        def embed(cls, words, _):
+            embedded.append(tuple(words))
+            return cls()
+
+    def fill_in(vectors, before, embedder, words):
+        assert isinstance(words, Listed) and before.texts
+        found = Lookup(embedder)(vectors, embedder, INVERTER)
+        return Inversion(found.texts, found.cosines, before.queries + 7)
+
+    monkeypatch.setattr("tutorial_lib.word_lists.WordList", Listed)
+    monkeypatch.setattr("tutorial_lib.word_lists.fill_in", fill_in)
+    options = {"steps": 0, "sample": 20, "names": ["ann lee1"]}
+    url = save(tmp_path, embedder)
+    plain = run_audit(url, embedder, tmp_path / "plain", **options)
+    report = run_audit(url, embedder, tmp_path / "words", words=["ann", "lee1"], **options)
+    assert (plain.exact.value, report.exact.value) == (0.0, 100.0)
+    assert report.queries - plain.queries == 20 * 7
+    assert embedded == [("ann", "lee1")]
+    assert "words" not in plain.settings and report.settings["words"].startswith("2 (")
+    assert any("--words census" in reason for reason in plain.not_judged)
+    assert not any("--words" in reason for reason in report.not_judged)
+    with pytest.raises(TutorialError, match="words"):  # another list, another audit
+        run_audit(url, embedder, tmp_path / "words", words=["bob"], **options)
+
+
 class Long(Embedder):
     """The same without a normalisation at its end: every vector has the length 5."""
 

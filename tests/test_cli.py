@@ -224,6 +224,40 @@ def test_variants_reach_the_search(say: Callable[..., Said]) -> None:
     assert status == 0 and json.loads(out)["scores"][-1]["queries"] <= 10
 
 
+@pytest.fixture
+def people(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A file of names for --words, whose vocabulary is left out: embedding it takes a while."""
+    monkeypatch.setattr("tutorial_lib.word_lists.whole_words", lambda _: [])
+    file = tmp_path / "people.txt"
+    file.write_text("tara\nrubio\nage\n29\n,\n", encoding="utf-8")
+    return str(file)
+
+
+def test_words_of_a_list_are_put_in_at_last(say: Callable[..., Said], people: str) -> None:
+    words = ("invert", "tara rubio", "--json", "--quiet", *QUICK)
+    (plain,) = json.loads(say(*words)[1])["texts"]
+    status, out, err = say(*words, "--words", people)
+    (filled,) = json.loads(out)["texts"]
+    assert (status, err) == (0, "5 words were embedded, once for all vectors\n")
+    assert (plain["exact"], filled["exact"]) == (False, True)
+    assert filled["trace"][: len(plain["trace"])] == plain["trace"] and filled["queries"] > plain["queries"]
+    (few,) = json.loads(say(*words, "--words", people, "--max-queries", "40")[1])["texts"]
+    assert few["queries"] <= 40 < filled["queries"]
+
+
+def test_a_list_that_cannot_be_read_is_said_before_the_search(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_search", None)
+    for words in (("invert", "peace"), ("evaluate", "--n", "1")):
+        status, out, err = say(*words, "--words", "gone.txt")
+        assert (status, out) == (2, "")
+        assert err == (
+            f"tutorial-lib {words[0]}: The words in 'gone.txt' cannot be read (No such file or directory); "
+            "give a text file, or census.\n"
+        )
+
+
 def test_a_budget_that_pays_for_no_round_is_said(say: Callable[..., Said]) -> None:
     words = ("invert", "a new law for the people", "the law", "--quiet")
     status, _, err = say(*words, "--max-queries", "47")  # a round of the default beam and edits may cost 48
@@ -325,6 +359,20 @@ def test_evaluate_gives_scores_with_n_intervals_and_queries(say: Callable[..., S
     assert re.match(r"0 steps .*\(.*–.*, n = 4\).* [12] \([12]–[12], n = 4\)", first)
     assert last.startswith("1 steps")
     assert about == "records, test split, 10 word pieces, beam 2, all-MiniLM-L6-v2"
+
+
+def test_evaluate_scores_what_a_list_adds(say: Callable[..., Said], people: str) -> None:
+    words = ("evaluate", "--corpus", "records", "--max-tokens", "8", "--n", "3", "--words", people, *QUICK)
+    status, out, _ = say(*words)
+    assert status == 0
+    assert [line.split("  ")[0] for line in out.splitlines()[1:-1]] == [
+        "bag of words",
+        "0 steps",
+        "1 steps",
+        "1 steps, words",
+    ]
+    *_, before, after = json.loads(say(*words, "--json")[1])["scores"]
+    assert after["cosine"] >= before["cosine"] and after["queries"] > before["queries"]
 
 
 def test_evaluate_on_a_shipped_test_set_of_records(say: Callable[..., Said]) -> None:

@@ -32,11 +32,13 @@ from .audit_sample import Fit, Scan, fits, lost_lengths, scaling, scan
 from .cli_common import at_least, hush
 from .errors import CheckpointError, TutorialError
 from .metrics import token_f1
-from .privacy.pii import check_names, find_pii, mask, name_hits, pii_hits, words
+from .privacy.pii import check_names, find_pii, mask, name_hits, pii_hits
+from .privacy.pii import words as in_words
 from .stores import Store, open_store
 
 if TYPE_CHECKING:
     from .embedder import Embedder
+    from .word_lists import WordList
 
 # Cosine of the re-embedded guess above which it counts as the text itself, where there is no text to compare
 # with: rounding is all that may lie between the two.  None: the storage is too coarse to tell.
@@ -58,6 +60,7 @@ def audit(
     resume: bool = True,
     show: bool = False,
     names: Sequence[str] = (),
+    words: Sequence[str] = (),
     seed: int = 0,
     batch_size: int = 32,
     shard: tuple[int, int] = (1, 1),
@@ -70,8 +73,9 @@ def audit(
     variants: more than 0 searches with `breed`, that many texts a round: for those of more than twelve pieces.
     resume: continue an audit that was stopped; False refuses a folder that holds one.  show: keep the
     recovered texts readable in journal and report.  names: people to look for (an uncased embedder leaves
-    no capitals to find names by).  shard: (i, n) inverts the i-th of n parts of the sample, each in an `out`
-    of its own, for `merge`.  invert: another inversion function of the same signature.  progress: called
+    no capitals to find names by).  words: a list to put into the guesses at last, see `word_lists.fill_in`; it is
+    embedded once, which the report's queries leave out.  shard: (i, n) inverts the i-th of n parts of the sample, each
+    in an `out` of its own, for `merge`.  invert: another inversion function of the same signature.  progress: called
     with (rows done, rows in all).  The models are moved to the embedder's device.  Vectors are inverted at length 1
     where the embedder's own have it, else as they are stored.  Raises StoreError or VectorError for a store that cannot
     be read, CheckpointError for models of another embedder, TutorialError for an `out` folder of another audit, a value
@@ -120,13 +124,16 @@ def audit(
             "seed": seed,
             "shown": show,
             # A digest, so that another list is noticed and no name is written down.
-            "names": hashlib.sha256("\n".join(names).encode()).hexdigest()[:12] if names else "",
+            "names": _digest(names),
+            **({"words": f"{len(words):,} ({_digest(words)})"} if words else {}),
         }
         journal = Journal(Path(out), settings, resume=resume)
         if not journal.find("done"):
             found = _scanned(store, journal, sample, seed)
     # The store is closed: from here on only the sample is used, so a store that vanishes now harms nothing.
     if not journal.find("done"):
+        from .word_lists import WordList
+
         attack = _Attack(
             embedder,
             inverter,
@@ -138,6 +145,7 @@ def audit(
             variants,
             show,
             names,
+            WordList.embed(words, embedder) if words else None,
             str(settings["quantisation"]),
         )
         _invert(journal, found, attack, range(part - 1, len(found.ids), parts), batch_size, seed, progress)
@@ -247,6 +255,10 @@ def _finished(folder: str | Path) -> list[dict[str, Any]]:
     return entries if entries and entries[-1].get("done") else []
 
 
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12] if lines else ""
+
+
 def _name(model: Any) -> str:
     """What a model is called in the settings: its folder or Hub name, else its class."""
     config = getattr(model, "config", None)
@@ -267,6 +279,7 @@ class _Attack:
     variants: int
     show: bool
     names: Sequence[str]
+    words: WordList | None
     quantisation: str
 
     def first_guess(self, vectors: np.ndarray) -> np.ndarray:
@@ -285,6 +298,10 @@ class _Attack:
         else:
             options = {"steps": self.steps, "beam_width": self.beam_width, "edits": self.edits}
             result = self.invert(vectors, *models, **options)
+        if self.words is not None:
+            from .word_lists import fill_in
+
+            result = fill_in(vectors, result, self.embedder, self.words)
         rows = []
         for i, guess in enumerate(result.texts):
             row = {"id": ids[i], "cosine": float(result.cosines[i]), "queries": int(result.queries[i])}
@@ -308,8 +325,8 @@ class _Attack:
             "f1": 100 * token_f1(truth[:limit], mine),
             "pii": pii_hits(text, guess),
         }
-        spoken = set(words(text))
-        in_text = [n for n in self.names if set(words(n)) <= spoken and name_hits(n, text)[0]]
+        spoken = set(in_words(text))
+        in_text = [n for n in self.names if set(in_words(n)) <= spoken and name_hits(n, text)[0]]
         judged["names"] = [list(map(bool, name_hits(n, guess))) for n in in_text]
         judged["text"] = text if self.show else mask(text)
         return judged
@@ -330,6 +347,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "  tutorial-lib audit lancedb:data/notes#chunks\n"
         "  tutorial-lib audit postgresql://reader@localhost/app#public.chunks --sample 1000 --out audit-app\n"
         "  tutorial-lib audit vectors.npy --steps 50 --beam 8 --show\n"
+        "  tutorial-lib audit lancedb:data/notes --words census   # an attacker with a list of names\n"
         "  tutorial-lib audit --merge part1 part2 --out audit   # after --shard 1/2 --out part1, ...\n"
         "  accelerate launch --num_processes 4 --module tutorial_lib.cli audit lancedb:data/notes --sample 10000\n"
         "                                        # a shard per process or GPU; the last one done merges them",
@@ -360,6 +378,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--show", action="store_true", help="leave the recovered texts readable in the report"
     )
     parser.add_argument("--names", metavar="FILE", help="people to look for, one name a line")
+    parser.add_argument(
+        "--words",
+        metavar="FILE",
+        help="put words and names from a list into the guesses: a text file with one a line, or census for the "
+        "commonest names of the United States",
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the sample (default 0)")
     parser.add_argument(
         "--shard", metavar="I/N", default="1/1", help="invert the I-th of N parts of the sample"
@@ -398,6 +422,7 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
     from .corrector import Corrector
     from .embedder import Embedder
     from .inverter import Inverter
+    from .word_lists import read_words
 
     if not arguments.url:
         raise TutorialError(
@@ -437,6 +462,7 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
         resume=arguments.resume,
         show=arguments.show,
         names=names,
+        words=read_words(arguments.words, embedder) if arguments.words else (),
         seed=arguments.seed,
         shard=(part, parts),
         progress=_progress if part == 1 or processes == 1 else None,

@@ -232,6 +232,8 @@ def _not_judged(
             "names: give the names to look for (--names FILE); an uncased embedder leaves no capitals "
             "to find them by"
         )
+    if not settings.get("words"):
+        reasons.append("an attacker with a list of names or words (--words census), who reads names off it")
     if settings["quantisation"] != "float32":
         reasons.append(
             f"an attacker trained on {settings['quantisation']} vectors, who would recover more than this one"

@@ -124,6 +124,12 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         help="recombinations of guesses tried a round, instead of corrections and edits: for texts of more than twelve "
         "word pieces; try --variants 32 --steps 120 (default 0: none)",
     )
+    search.add_argument(
+        "--words",
+        metavar="FILE",
+        help="at last put in words and names from a list: a text file with one a line, or census for the commonest "
+        "names of the United States; the list is embedded once, for all vectors",
+    )
     search.add_argument("--max-queries", type=at_least(1), help="texts embedded per vector, at most")
 
 
@@ -147,6 +153,24 @@ def _search(
     result = invert(vectors, *models, beam_width=arguments.beam, edits=arguments.edits, **options)
     _say_what_was_not_paid(result, round_queries(corrector, arguments.beam, arguments.beam, arguments.edits), arguments)
     return result
+
+
+def _listed(arguments: argparse.Namespace, embedder: Embedder) -> list[str]:
+    """The list of `--words`, read before a search that a missing file would waste."""
+    from .word_lists import read_words
+
+    return read_words(arguments.words, embedder) if arguments.words else []
+
+
+def _with_words(
+    listed: Sequence[str], arguments: argparse.Namespace, vectors: np.ndarray, result: Inversion, embedder: Embedder
+) -> Inversion:
+    """Go on from a result with the words of a list."""
+    from .word_lists import WordList, fill_in
+
+    words = WordList.embed(listed, embedder)
+    print(f"{words.queries:,} words were embedded, once for all vectors", file=sys.stderr)
+    return fill_in(vectors, result, embedder, words, max_queries=arguments.max_queries)
 
 
 def _say_what_was_not_paid(result: Inversion, cost: int, arguments: argparse.Namespace) -> None:
@@ -238,8 +262,10 @@ def _invert(arguments: argparse.Namespace) -> int:
         from .audit_sample import scaled_like
 
         vectors = scaled_like(embedder, vectors)  # a store may keep them quantised, or at another length
-    watch = None if arguments.quiet else _Rounds(len(vectors))
+    watch, listed = None if arguments.quiet else _Rounds(len(vectors)), _listed(arguments, embedder)
     result = _search(arguments, vectors, (embedder, inverter, corrector), on_step=watch)
+    if listed:
+        result = _with_words(listed, arguments, vectors, result, embedder)
     rows = _rows(result, texts, embedder)
     if arguments.json:
         print_json(
@@ -356,7 +382,7 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=example(
             "tutorial-lib evaluate --n 100 --steps 50 --beam 8 --at 0 1 5 20 50",
             "tutorial-lib evaluate --corpus files:notes/ --n 30 --json",
-            "tutorial-lib evaluate --corpus records --steps 0",
+            "tutorial-lib evaluate --corpus records --max-tokens 8 --steps 0 --words census",
             "tutorial-lib evaluate --corpus test:novels --max-tokens 6 --n 500",
         ),
     )
@@ -391,24 +417,28 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     length = arguments.max_tokens or inverter.config.max_tokens
     texts, records = _passages(arguments, length, embedder)
-    result = _search(arguments, embedder.encode(texts), (embedder, inverter, corrector), progress=sys.stderr.isatty())
+    vectors, listed = embedder.encode(texts), _listed(arguments, embedder)
+    result = _search(arguments, vectors, (embedder, inverter, corrector), progress=sys.stderr.isatty())
+    stages = {f"{step} steps": (step, result.at(step), result.queries_at(step)) for step in at}
+    if listed:
+        filled = _with_words(listed, arguments, vectors, result, embedder)
+        stages[f"{arguments.steps} steps, words"] = (arguments.steps, filled.texts, filled.queries)
     shuffled = evaluate(texts, bag_of_words(texts, embedder, arguments.seed), embedder)
     table = [shuffled.table_row("bag of words") | {"queries": "-"}]
     table[0] |= {"full names %": "-", "facts %": "-"} if records else {}
     rows: list[dict[str, Any]] = [{"method": "bag of words", **shuffled.as_dict()}]
-    for step in at:
-        scores, queries = evaluate(texts, result.at(step), embedder), bootstrap(result.queries_at(step))
+    for method, (step, guesses, paid) in stages.items():
+        scores, queries = evaluate(texts, guesses, embedder), bootstrap(paid)
         spent = {"queries": queries.value, "queries_low": queries.low, "queries_high": queries.high}
         shown = {"queries": f"{queries:.0f}"}
         if records:  # what a thief of records wants
-            guesses = result.at(step)
             whole = names_recovered([record.name for record in records], guesses).full
             facts = facts_recovered([list(record.fields.values()) for record in records], guesses)
             for name, share in {"names": whole, "facts": facts}.items():
                 spent |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
             shown |= {"full names %": f"{whole:.1f}", "facts %": f"{facts:.1f}"}
-        table.append(scores.table_row(f"{step} steps") | shown)
-        rows.append({"method": f"{step} steps", "steps": step, **scores.as_dict(), **spent})
+        table.append(scores.table_row(method) | shown)
+        rows.append({"method": method, "steps": step, **scores.as_dict(), **spent})
     if arguments.json:
         about = {key: getattr(arguments, key) for key in ("corpus", "split", "n", "steps", "beam", "seed")}
         print_json({"embedder": embedder.name, "max_tokens": length, **about, "scores": rows})
