@@ -30,7 +30,8 @@ from tutorial_lib.search import SOLVED, Inversion, Step
 _RUN = 3  # words left out at once, at most
 _EACH = 3  # words of the list tried in the place of each run ...
 _PUT_IN = 2  # ... and tried in every gap
-_PATIENCE = 4  # rounds without a nearer text after which a target is given up
+_PATIENCE = 4  # rounds without progress after which a target is given up ...
+_PROGRESS = 0.9  # ... which is 1 - cosine falling to so much of what it was: any word more brings it down a little
 _TOGETHER = 256  # targets searched at once: each keeps a number for every word and a vector for every text
 _ROWS = 64  # contexts compared with the list at once
 _APART = 1e-4  # of a context and a word: below this the numbers of their plane are rounding errors
@@ -154,7 +155,8 @@ class _Filling:
     vectors: dict[Words, np.ndarray] = field(default_factory=dict)
     expanded: set[Words] = field(default_factory=set)
     best: Words = ()
-    idle: int = 0  # rounds since a nearer text was met
+    distance: float = 2.0  # 1 - cosine at the last progress
+    idle: int = 0  # rounds since then
 
     def __post_init__(self) -> None:
         self.before = self.trace[-1] if self.trace else Step(0, "", 0.0, 0)
@@ -176,8 +178,10 @@ class _Filling:
 
     def record(self, step: int) -> None:
         nearest = max(self.cosines, key=lambda text: self.cosines[text])
-        self.idle = self.idle + 1 if nearest == self.best else 0
-        self.best = nearest
+        self.best, distance = nearest, 1 - self.cosines[nearest]
+        self.idle += 1
+        if distance <= _PROGRESS * self.distance:
+            self.distance, self.idle = distance, 0
         text, cosine = " ".join(nearest), self.cosines[nearest]
         if cosine < self.before.cosine:  # the text before may have held what no list of words can write
             text, cosine = self.before.text, self.before.cosine
@@ -203,8 +207,8 @@ def fill_in(
     Each of up to ``steps`` rounds takes the nearest text not taken before, leaves out every run of up to three words,
     and embeds what remains; puts words of the list in the place of runs (the ``tries`` most promising by
     :func:`plane_cosines`) and into gaps, the guess's own lost words into gaps, and exchanges neighbours. A target
-    leaves the search when its cosine is about 1, when four rounds brought nothing nearer, or when its next round could
-    exceed ``max_queries``. Deterministic; a target's search does not depend on those beside it.
+    leaves the search when its cosine is about 1, when four rounds brought it hardly nearer, or when its next round
+    could exceed ``max_queries``. Deterministic; a target's search does not depend on those beside it.
 
     Returns the nearest texts met; their ``queries`` leave out those of the list itself (:attr:`WordList.queries`).
 

@@ -1,0 +1,67 @@
+"""Tables of What we tried that come from a benchmark's CSV: the page shows the file, cell by cell."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGINS = {"guess": "the inverter's first guess", "note": "a note about somebody else", "dot": "a full stop"}
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    if not (ROOT / "benchmarks").exists():
+        pytest.skip("benchmarks are not part of this distribution")
+    with (ROOT / "benchmarks" / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(section: str) -> list[tuple[str, ...]]:
+    """The body of the first table after a heading or paragraph that begins so."""
+    page = (ROOT / "book" / "what_we_tried.md").read_text(encoding="utf-8")
+    lines = page[page.index(section) :].splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("| "))
+    body = lines[first + 2 :]
+    last = next((number for number, line in enumerate(body) if not line.startswith("|")), len(body))
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in body[:last]]
+
+
+def cell(score: str) -> str:
+    """`30.0 (18.1–45.4, n = 40)` without its n, which the page says once."""
+    return score.rpartition(", n = ")[0] + ")"
+
+
+def test_longer_searches() -> None:
+    found = rows("variants_rounds.csv")
+    assert table("**And more rounds?**") == [
+        (
+            row["split"],
+            row["rounds"],
+            f"{int(row['queries']):,}",
+            cell(row["exact"]),
+            cell(row["bleu"]),
+            cell(row["token_f1"]),
+        )
+        for row in found
+    ]
+    assert all(row["exact"].endswith("n = 40)") and row["tokens"] == "16" for row in found)
+
+
+def test_word_lists_by_length() -> None:
+    found = rows("word_lists.csv")
+    assert table("How long may a note be?") == [
+        (
+            row["tokens"] + ", rarer surnames" * (row["surnames"] == "rare"),
+            BEGINS[row["begin"]],
+            cell(row["names_before"]),
+            cell(row["names"]),
+            cell(row["facts"]),
+            cell(row["exact"]),
+            row["queries"],
+            row["seconds"],
+        )
+        for row in found
+    ]
+    assert all(row["names"].endswith("n = 100)") for row in found)
