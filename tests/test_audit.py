@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tutorial_lib.audit import _finished, add_parser, audit, merge, run
+from tutorial_lib.audit import _finished, _run, add_parser, audit, merge, run
 from tutorial_lib.audit_journal import Journal
 from tutorial_lib.audit_report import OWASP, summarise
 from tutorial_lib.audit_sample import scaled_like, scan
@@ -173,6 +173,7 @@ def test_a_list_is_embedded_once_and_put_in_at_last(tmp_path, embedder, monkeypa
     assert report.queries - plain.queries == 20 * 7
     assert embedded == [("ann", "lee1")]
     assert "words" not in plain.settings and report.settings["words"].startswith("2 (")
+    assert "queries and a list of 2 words, " in report.to_text() and "queries, " in plain.to_text()
     assert any("--words census" in reason for reason in plain.not_judged)
     assert not any("--words" in reason for reason in report.not_judged)
     with pytest.raises(TutorialError, match="words"):  # another list, another audit
@@ -672,6 +673,13 @@ def test_options_reach_the_models(tmp_path, embedder, parser, monkeypatch):
     assert run(parser.parse_args([*common, "--steps", "0", "--inverter", "mine", "--device", "meta"])) == 0
     assert parser.loaded == {"embedder": ("all-MiniLM-L6-v2", "meta"), "inverter": ("mine",)}  # and no corrector
     assert hushed == [True]
+    (tmp_path / "people").write_text("ann\nlee1\n")
+    given = []
+    monkeypatch.setattr("tutorial_lib.word_lists.whole_words", lambda _: ["sun"])
+    monkeypatch.setattr("tutorial_lib.audit.audit", lambda *_, words, **__: given.append(words))
+    _run(parser.parse_args([*common, "--words", str(tmp_path / "people")]))
+    _run(parser.parse_args(common))
+    assert given == [["ann", "lee1", "sun"], ()]
     embedder.closed = True
     parser.loaded.clear()
     with pytest.raises(TutorialError, match="is a table"):

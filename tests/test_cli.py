@@ -375,6 +375,27 @@ def test_evaluate_scores_what_a_list_adds(say: Callable[..., Said], people: str)
     assert after["cosine"] >= before["cosine"] and after["queries"] > before["queries"]
 
 
+def test_a_card_does_not_credit_the_inverter_with_the_list(
+    say: Callable[..., Said], people: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "training.json").write_text("{}")
+    cards: list[dict[str, Any]] = []
+    monkeypatch.setattr("tutorial_lib.cards.write_card", lambda folder, scores: cards.append(scores) or folder)
+    say("evaluate", "--corpus", "records", "--n", "2", "--steps", "0", "--words", people, "--card", "--beam", "2")
+    (alone,) = cards  # no corrector, no card of one
+    assert [name.partition(" (")[0] for name in alone] == ["bag of words", "0 steps"]
+    say("evaluate", "--corpus", "records", "--n", "2", "--words", people, "--card", *QUICK)
+    assert [name.partition(" (")[0] for name in cards[1]] == ["bag of words", "0 steps", "1 steps", "1 steps, words"]
+    assert all(f"words {people}" in name for name in cards[1])
+
+
+def test_a_budget_that_leaves_nothing_for_the_words_is_said(say: Callable[..., Said], people: str) -> None:
+    words = ("invert", "the law of the world", "--quiet", "--steps", "0", "--beam", "2", "--words", people)
+    assert "left nothing for the words of 1 of 1 texts" in say(*words, "--max-queries", "2")[2]
+    assert "left nothing" not in say(*words)[2]
+
+
 def test_evaluate_on_a_shipped_test_set_of_records(say: Callable[..., Said]) -> None:
     words = ["--corpus", "test:records", "--max-tokens", "6", "--n", "3", "--at", "0", "--json", *QUICK]
     status, out, _ = say("evaluate", *words)

@@ -148,9 +148,10 @@ def test_a_search_does_not_depend_on_its_neighbours(
 
 def test_a_budget_is_kept(embedder: Any, listed: WordList) -> None:
     vectors, guesses = embedder.encode(["tara rubio, age 29"]), ["a just law for all"]
-    for budget in (1, 40, 90, 150):
-        found = fill_in(vectors, guesses, embedder, listed, max_queries=budget)
-        assert found.queries[0] <= budget
+    found = [fill_in(vectors, guesses, embedder, listed, max_queries=budget) for budget in (1, 40, 90, 150)]
+    assert all(one.queries[0] <= budget for one, budget in zip(found, (1, 40, 90, 150), strict=True))
+    assert found[0].queries[0] == 1 and found[0].texts == guesses
+    assert found[2].queries[0] > 50 and found[2].cosines[0] > found[0].cosines[0]  # enough for a round
     assert fill_in(vectors, guesses, embedder, listed, steps=0).texts == guesses
 
 
@@ -186,6 +187,37 @@ def test_words_are_read_from_a_file(embedder: Any, tmp_path: Path) -> None:
         read_words(str(file), embedder)
     with pytest.raises(TutorialError, match=r"No such file.*census"):
         read_words(str(tmp_path / "none"), embedder)
+
+
+def test_a_guess_that_its_words_do_not_spell_is_not_lost(
+    embedder: Any, listed: WordList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An embedder that tells "o'brien" from "o ' brien" must not end further away than where it began."""
+    real = embedder.encode
+
+    class Spaced:
+        closed, max_tokens, name = False, embedder.max_tokens, "spaced"
+
+        def token_ids(self, texts: Any) -> Any:
+            return [[ord(letter) for letter in text] for text in texts]
+
+        def decode(self, ids: Any) -> Any:
+            return ["".join(map(chr, row)) for row in ids]
+
+        def normalise(self, texts: Any) -> Any:
+            return list(texts)
+
+        def encode(self, texts: Any, **options: Any) -> Any:
+            return real([text if "o'brien" in text else "a law" for text in texts], **options)
+
+    found = fill_in(real(["o'brien has a law"]), ["o'brien has a law"], Spaced(), listed, steps=2)  # type: ignore[arg-type]
+    assert found.texts == ["o'brien has a law"] and found.cosines[0] >= SOLVED
+
+
+def test_progress_is_more_than_a_little(embedder: Any, listed: WordList) -> None:
+    """Without the right words a text would grow by one a round for ever: any word explains a little."""
+    found = fill_in(embedder.encode(["the harbour lay under snow"]), ["."], embedder, listed, steps=100)
+    assert found.steps[0] < 30
 
 
 def test_nothing_to_fill_in(embedder: Any, listed: WordList) -> None:
@@ -240,6 +272,9 @@ def test_census_names_are_the_commonest(monkeypatch: pytest.MonkeyPatch) -> None
     assert names[:2] == ["mary", "patricia"] and names[-1] == "smith"
     assert len(names) == len(set(names)) and all(name == name.lower() and name.isalpha() for name in names)
     assert len(census_names(0)) < len(census_names(2000))
+    assert census_names(1, 2) == ["mary", "patricia", "james", "john", "smith"]
+    with pytest.raises(TutorialError, match="-1 first names"):
+        census_names(0, -1)
     with pytest.raises(TutorialError, match="88799"):
         census_names(100_000)
     monkeypatch.setitem(sys.modules, "names", None)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,8 +133,6 @@ def audit(
             found = _scanned(store, journal, sample, seed)
     # The store is closed: from here on only the sample is used, so a store that vanishes now harms nothing.
     if not journal.find("done"):
-        from .word_lists import WordList
-
         attack = _Attack(
             embedder,
             inverter,
@@ -145,7 +144,7 @@ def audit(
             variants,
             show,
             names,
-            WordList.embed(words, embedder) if words else None,
+            words,
             str(settings["quantisation"]),
         )
         _invert(journal, found, attack, range(part - 1, len(found.ids), parts), batch_size, seed, progress)
@@ -279,8 +278,15 @@ class _Attack:
     variants: int
     show: bool
     names: Sequence[str]
-    words: WordList | None
+    listed: Sequence[str]
     quantisation: str
+
+    @cached_property
+    def words(self) -> WordList:
+        """The list, embedded when the first rows ask for it."""
+        from .word_lists import WordList
+
+        return WordList.embed(self.listed, self.embedder)
 
     def first_guess(self, vectors: np.ndarray) -> np.ndarray:
         """Cosine of the base model's guess with each vector: [m, d] -> [m]."""
@@ -298,7 +304,7 @@ class _Attack:
         else:
             options = {"steps": self.steps, "beam_width": self.beam_width, "edits": self.edits}
             result = self.invert(vectors, *models, **options)
-        if self.words is not None:
+        if self.listed:
             from .word_lists import fill_in
 
             result = fill_in(vectors, result, self.embedder, self.words)

@@ -57,7 +57,8 @@ class AuditReport:
         lines = [self.verdict, f"embedder: {self.fit['reason']}"]
         lines += [f"{label}: {value}" for label, value in self._rates()]
         lines += [f"not judged: {reason}" for reason in self.not_judged]
-        return "\n".join([*lines, f"{self.queries} embedder queries, {self.seconds:.0f} s"])
+        listed = f" and a list of {words} words" if (words := self.settings.get("words", "").partition(" ")[0]) else ""
+        return "\n".join([*lines, f"{self.queries} embedder queries{listed}, {self.seconds:.0f} s"])
 
     def to_html(self) -> str:
         """One self-contained page, light and dark, readable at phone width."""

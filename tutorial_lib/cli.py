@@ -166,11 +166,20 @@ def _with_words(
     listed: Sequence[str], arguments: argparse.Namespace, vectors: np.ndarray, result: Inversion, embedder: Embedder
 ) -> Inversion:
     """Go on from a result with the words of a list."""
+    from .search import SOLVED
     from .word_lists import WordList, fill_in
 
     words = WordList.embed(listed, embedder)
     print(f"{words.queries:,} words were embedded, once for all vectors", file=sys.stderr)
-    return fill_in(vectors, result, embedder, words, max_queries=arguments.max_queries)
+    filled = fill_in(vectors, result, embedder, words, max_queries=arguments.max_queries)
+    unpaid = (filled.steps == result.steps) & (filled.cosines < SOLVED)
+    if arguments.max_queries is not None and unpaid.any():
+        print(
+            f"note: --max-queries {arguments.max_queries} left nothing for the words of {unpaid.sum()} of "
+            f"{len(unpaid)} texts; raise it, or spend less before with fewer --steps.",
+            file=sys.stderr,
+        )
+    return filled
 
 
 def _say_what_was_not_paid(result: Inversion, cost: int, arguments: argparse.Namespace) -> None:
@@ -454,10 +463,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         setting = f"{arguments.corpus}, {arguments.split} split, up to {length} word pieces, beam {arguments.beam}"
         setting += f", {arguments.edits} edits" if arguments.edits and not arguments.variants else ""
         setting += f", {arguments.variants} variants" if arguments.variants else ""
+        setting += f", words {arguments.words}" if arguments.words else ""
         written = {f"{row['method']} ({setting})": {k: v for k, v in row.items() if k != "method"} for row in table}
         if corrector is not None:
             print(write_card(Path(corrector.name_or_path), written), file=sys.stderr)
-        alone = {name: row for name, row in written.items() if name.startswith(("bag of words", "0 steps"))}
+        alone = {name: row for name, row in written.items() if name.startswith(("bag of words", "0 steps ("))}
         print(write_card(Path(inverter.name_or_path), alone), file=sys.stderr)
     return 0
 

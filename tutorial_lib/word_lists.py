@@ -1,20 +1,22 @@
-"""Word lists: what an attacker reads out of vectors with a list of words, networks or none.
+"""Word lists: what an attacker reads out of vectors with a list of words, an inverter or none.
 
 An inverter spells a name it has never met in word pieces, without any help from language, and mostly fails. But a
-thief need not spell: names are on public lists. And a vector says which of them it holds. The embedding of a text is
-close to a weighted mean of what its words say, so what a guess does not explain of the target, its residual, points
-at the word that is missing. :func:`fill_in` takes a guess, leaves out each short run of words in turn, and ranks the
-whole list by how near the plane spanned by the rest and the word comes to the target (:func:`plane_cosines`): one
-step of orthogonal matching pursuit (Pati et al. 1993), the list being the dictionary. The few words that rank first
-are put in and embedded, and the nearest text is the next guess.
+thief need not spell: names are on public lists. And a vector says which of them it holds. The embedding of a short text
+behaves roughly as if it were a weighted mean of those of its words, so what a guess does not explain of the target
+points at the word that is missing. :func:`fill_in` takes a guess, leaves out each short run of words in turn, and ranks
+the whole list by how near a mixture of the rest and the word comes to the target (:func:`plane_cosines`): a step of
+orthogonal least squares (Chen, Billings and Luo 1989), a relative of matching pursuit, with weights that are not
+negative. The few words that rank first are put in and embedded, and the nearest text is the next guess.
 
 The list is embedded once, word by word, for all targets: :attr:`WordList.queries`. Ranking it costs none. The embedder
-is a black box. Explained in chapter 4; what else was tried stands on the page *What we tried*.
+is a black box, but one that, as uncased WordPiece embedders do, makes nothing of spaces around punctuation. Explained
+in chapter 4; what else was tried stands on the page *What we tried*.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -32,7 +34,7 @@ _EACH = 3  # words of the list tried in the place of each run ...
 _PUT_IN = 2  # ... and tried in every gap
 _PATIENCE = 4  # rounds without progress after which a target is given up ...
 _PROGRESS = 0.9  # ... which is 1 - cosine falling to so much of what it was: any word more brings it down a little
-_TOGETHER = 256  # targets searched at once: each keeps a number for every word and a vector for every text
+_TOGETHER = 2048  # words of guesses searched at once, lest memory fill with a vector for every text that was tried
 _ROWS = 64  # contexts compared with the list at once
 _APART = 1e-4  # of a context and a word: below this the numbers of their plane are rounding errors
 _WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
@@ -70,11 +72,11 @@ class WordList:
         return cls(found, embedder.encode(found, truncate=True, progress=progress))
 
 
-def census_names(surnames: int = 20_000) -> list[str]:
-    """First names and the commonest surnames of the United States census of 1990, lower case, each once.
+def census_names(surnames: int = 20_000, first_names: int = 5000) -> list[str]:
+    """The commonest first names and surnames of the United States census of 1990, lower case, each once.
 
-    From the package ``names``: 5,163 first names, and of 88,799 surnames the first so many. Raises
-    :class:`TutorialError` when the package is missing, or for a number of surnames out of range.
+    From the package ``names``, which has 88,799 surnames, and first names of 4,275 women and 1,219 men: up to
+    ``first_names`` of each. Raises :class:`TutorialError` when the package is missing, or for a number out of range.
     """
     try:
         folder = resources.files("names")
@@ -84,7 +86,9 @@ def census_names(surnames: int = 20_000) -> list[str]:
         raise TutorialError("The census names come from the package names: pip install names.") from error
     if not 0 <= surnames <= len(last):
         raise TutorialError(f"{surnames} surnames were asked for and the list has {len(last)}; ask for 0 to that many.")
-    return list(dict.fromkeys([*first[0], *first[1], *last[:surnames]]))
+    if first_names < 0:
+        raise TutorialError(f"{first_names} first names were asked for; ask for 0 or more.")
+    return list(dict.fromkeys([*first[0][:first_names], *first[1][:first_names], *last[:surnames]]))
 
 
 def _column(file: resources.abc.Traversable) -> list[str]:
@@ -94,7 +98,8 @@ def _column(file: resources.abc.Traversable) -> list[str]:
 def whole_words(embedder: Embedder) -> list[str]:
     """Words, numbers and marks that are one piece of an embedder's vocabulary, no continuations.
 
-    They come with the embedder, so that every attacker has them.
+    They come with the embedder, so that every attacker has them. (Of a byte-level vocabulary, whose words begin with a
+    space, little passes.)
     """
     special = set(embedder.tokenizer.all_special_ids)
     ids = [number for number in sorted(embedder.tokenizer.get_vocab().values()) if number not in special]
@@ -227,15 +232,17 @@ def fill_in(
     count = len(guesses.texts if isinstance(guesses, Inversion) else guesses)
     if count != len(targets):
         raise TextError(f"{len(targets)} vectors and {count} guesses were given: one guess for each is needed.")
-    before = guesses.trace if isinstance(guesses, Inversion) else [[] for _ in targets]
     given = embedder.token_ids(guesses.texts if isinstance(guesses, Inversion) else list(guesses))
-    cut = embedder.decode([ids[: embedder.max_tokens] for ids in given])
+    given = [ids[: embedder.max_tokens] for ids in given]
+    cut = embedder.decode(given)
     starts = [tuple(_WORD.findall(text)) or (".",) for text in cut]
+    before = guesses.trace if isinstance(guesses, Inversion) else _as_given(targets, given, cut, starts, embedder)
     budget = np.inf if max_queries is None else max_queries
     trace: list[list[Step]] = []
     bar = tqdm(total=len(targets), desc="Filling in", unit="text", disable=not progress)
-    for begin in range(0, len(targets), _TOGETHER):
-        part = slice(begin, begin + _TOGETHER)
+    size = max(1, _TOGETHER // max((len(start) for start in starts), default=1))
+    for begin in range(0, len(targets), size):
+        part = slice(begin, begin + size)
         fillings = [
             _Filling(target, start, list(rows))
             for target, start, rows in zip(targets[part], starts[part], before[part], strict=True)
@@ -252,6 +259,23 @@ def fill_in(
         steps=np.array([row.step for row in last], dtype=np.int64),
         trace=trace,
     )
+
+
+def _as_given(
+    targets: np.ndarray,
+    ids: Sequence[Sequence[int]],
+    texts: Sequence[str],
+    starts: Sequence[Words],
+    embedder: Embedder,
+) -> list[list[Step]]:
+    """A step for each guess that its words, put together again, do not spell, so that the result is no worse."""
+    found: list[list[Step]] = [[] for _ in texts]
+    again = embedder.token_ids([" ".join(start) for start in starts])
+    rows = [row for row, text in enumerate(texts) if text.strip() and list(ids[row]) != again[row]]
+    vectors = _unit(embedder.encode([texts[row] for row in rows], truncate=True, progress=False))
+    for row, vector in zip(rows, vectors, strict=True):
+        found[row].append(Step(0, texts[row], float(vector @ targets[row]), 1))
+    return found
 
 
 def _fill(
@@ -316,20 +340,22 @@ def proposals(
     }
     fresh = [new for new in replaced if new not in filling.cosines]
     found = sorted(fresh, key=lambda new: -replaced[new])[:tries]
-    lost = list(filling.guess)  # a comma or a *was* ranks low on any list, and the guess had it for a reason
-    for word in text:
-        if word in lost:
-            lost.remove(word)
-    put_in = [words.words[word] for word in top[row[text]][:_PUT_IN]] + [(word,) for word in dict.fromkeys(lost)]
+    # A comma or a *was* ranks low on any list, and the guess had it for a reason.
+    put_in = [words.words[word] for word in top[row[text]][:_PUT_IN]] + [(word,) for word in _lost(filling.guess, text)]
     found += [text[:i] + word + text[i:] for word in put_in for i in range(len(text) + 1)]
     found += [text[:i] + (text[i + 1], text[i]) + text[i + 2 :] for i in range(len(text) - 1)]
     return list(dict.fromkeys(found))
 
 
+def _lost(guess: Words, text: Words) -> list[str]:
+    """Words of the guess that the text has no longer, each once."""
+    return list(Counter(guess) - Counter(text))
+
+
 def _spend(text: Words, guess: Words, words: WordList, tries: int) -> int:
     """Queries that a round costs at most."""
     n = len(text)
-    return len(left_out(text)) + tries + (min(_PUT_IN, len(words)) + len(set(guess))) * (n + 1) + n
+    return len(left_out(text)) + tries + (min(_PUT_IN, len(words)) + len(_lost(guess, text))) * (n + 1) + n
 
 
 def _embed(texts: Sequence[Sequence[Words]], fillings: Sequence[_Filling], embedder: Embedder) -> None:
