@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutorial_lib.errors import TextError, TutorialError, VectorError
+from tutorial_lib.privacy import DefendedEmbedder, Quantise, adapt
 from tutorial_lib.search import SOLVED
 from tutorial_lib.word_lists import (
     WordList,
@@ -212,6 +213,16 @@ def test_a_guess_that_its_words_do_not_spell_is_not_lost(
 
     found = fill_in(real(["o'brien has a law"]), ["o'brien has a law"], Spaced(), listed, steps=2)  # type: ignore[arg-type]
     assert found.texts == ["o'brien has a law"] and found.cosines[0] >= SOLVED
+
+
+def test_names_are_read_behind_a_defence(embedder: Any) -> None:
+    others = embedder.encode(["bob ray, age 9", "the law", "peace now", "a b c d", "x y z", "ann lee has asthma"])
+    defence = Quantise(1).fit(others)
+    seen = DefendedEmbedder(embedder, defence, adapt(defence, others))
+    listed = WordList.embed(["ann", "lee", "bob", "ray"], seen)
+    secret = ["ann lee has asthma", "ann lee, age 9"]
+    for begin in (["bob has asthma", "ray lee, age 9"], secret):
+        assert fill_in(seen.encode(secret), begin, seen, listed).texts == secret  # type: ignore[arg-type]
 
 
 def test_progress_is_more_than_a_little(embedder: Any, listed: WordList) -> None:

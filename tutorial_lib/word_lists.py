@@ -272,6 +272,8 @@ def _as_given(
     found: list[list[Step]] = [[] for _ in texts]
     again = embedder.token_ids([" ".join(start) for start in starts])
     rows = [row for row, text in enumerate(texts) if text.strip() and list(ids[row]) != again[row]]
+    if not rows:
+        return found
     vectors = _unit(embedder.encode([texts[row] for row in rows], truncate=True, progress=False))
     for row, vector in zip(rows, vectors, strict=True):
         found[row].append(Step(0, texts[row], float(vector @ targets[row]), 1))
@@ -366,6 +368,8 @@ def _embed(texts: Sequence[Sequence[Words]], fillings: Sequence[_Filling], embed
         for text in dict.fromkeys(mine)
         if text not in filling.cosines
     ]
+    if not rows:  # an embedder behind a defence takes no empty list
+        return
     vectors = _unit(embedder.encode([" ".join(text) for _, text in rows], truncate=True, progress=False))
     for (filling, text), vector in zip(rows, vectors, strict=True):
         filling.cosines[text] = float(vector @ filling.target)
