@@ -12,13 +12,13 @@ rounds, ``--output`` keeps the rows.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import keep
 
 from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, variants
 
@@ -98,16 +98,6 @@ def main() -> None:
             print(", ".join(f"{key} {value}" for key, value in row.items() if value), flush=True)
             if given.output:
                 keep(given.output, row)
-
-
-def keep(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a CSV, with its header if it is new."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ they finish.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rows import keep
 
 from tutorial_lib import Embedder, Inverter, evaluate, held_out_records, invert, metrics, privacy, synthetic_records
 from tutorial_lib.records import Record
@@ -82,12 +82,7 @@ def main() -> None:
             }
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             if given.output:
-                new = not given.output.exists()
-                with given.output.open("a", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                    if new:
-                        writer.writeheader()
-                    writer.writerow(row)
+                keep(given.output, row)
 
 
 if __name__ == "__main__":
