@@ -245,6 +245,20 @@ def test_words_of_a_list_are_put_in_at_last(say: Callable[..., Said], people: st
     assert few["queries"] <= 40 < filled["queries"]
 
 
+def test_words_are_read_from_a_file(embedder: Any, tmp_path: Path) -> None:
+    assert cli_common.read_words(None, embedder) == []
+    file = tmp_path / "people.txt"
+    file.write_text("Zo\u00eb Quux\n\n  rubio \n", encoding="utf-8")
+    assert cli_common.read_words(str(file), embedder)[:2] == ["Zo\u00eb Quux", "rubio"]
+    assert {"congress", "rubio"} <= set(cli_common.read_words(str(file), embedder))
+    assert {"congress", "abbott"} <= set(cli_common.read_words("census", embedder))
+    file.write_bytes(b"zo\xeb")
+    with pytest.raises(TutorialError, match="not UTF-8"):
+        cli_common.read_words(str(file), embedder)
+    with pytest.raises(TutorialError, match="No such file"):
+        cli_common.read_words(str(tmp_path / "none"), embedder)
+
+
 def test_a_list_that_cannot_be_read_is_said_before_the_search(
     say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,8 +267,8 @@ def test_a_list_that_cannot_be_read_is_said_before_the_search(
         status, out, err = say(*words, "--words", "gone.txt")
         assert (status, out) == (2, "")
         assert err == (
-            f"tutorial-lib {words[0]}: The words in 'gone.txt' cannot be read (No such file or directory); "
-            "give a text file, or census.\n"
+            f"tutorial-lib {words[0]}: the words in 'gone.txt' cannot be read (No such file or directory): "
+            "give a text file\n"
         )
 
 

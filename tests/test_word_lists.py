@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from tutorial_lib.word_lists import (
     left_out,
     plane_cosines,
     proposals,
-    read_words,
     whole_words,
 )
 
@@ -175,19 +173,6 @@ def test_a_search_goes_on_where_another_ended(embedder: Any, listed: WordList) -
     assert len(first.trace[0]) == 2  # the first result is left as it was
     budget = int(first.queries.max())
     assert fill_in(vectors, first, embedder, listed, max_queries=budget).queries.max() <= budget
-
-
-def test_words_are_read_from_a_file(embedder: Any, tmp_path: Path) -> None:
-    file = tmp_path / "people.txt"
-    file.write_text("Zo\u00eb Quux\n\n  rubio \n", encoding="utf-8")
-    assert read_words(str(file), embedder)[:2] == ["Zo\u00eb Quux", "rubio"]
-    assert {"congress", "rubio"} <= set(read_words(str(file), embedder))
-    assert {"congress", "abbott"} <= set(read_words("census", embedder))
-    file.write_bytes(b"zo\xeb")
-    with pytest.raises(TutorialError, match="not UTF-8"):
-        read_words(str(file), embedder)
-    with pytest.raises(TutorialError, match=r"No such file.*census"):
-        read_words(str(tmp_path / "none"), embedder)
 
 
 def test_a_guess_that_its_words_do_not_spell_is_not_lost(

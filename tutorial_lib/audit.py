@@ -30,7 +30,7 @@ import numpy as np
 from .audit_journal import Journal, finished_lines
 from .audit_report import AuditReport, summarise
 from .audit_sample import Fit, Scan, fits, lost_lengths, scaling, scan
-from .cli_common import at_least, hush
+from .cli_common import at_least, hush, read_lines, read_words
 from .errors import CheckpointError, TutorialError
 from .metrics import token_f1
 from .privacy.pii import check_names, find_pii, mask, name_hits, pii_hits
@@ -428,7 +428,6 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
     from .corrector import Corrector
     from .embedder import Embedder
     from .inverter import Inverter
-    from .word_lists import read_words
 
     if not arguments.url:
         raise TutorialError(
@@ -448,7 +447,7 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
                 f"--shard {arguments.shard} was given to {processes} processes: they share the sample by themselves"
             )
         part, parts, out = process, processes, out / f"part{process}"
-    names = _lines(arguments.names) if arguments.names else []
+    names = read_lines(arguments.names, "names") if arguments.names else []
     open_store(arguments.url).close()  # a wrong address should not wait for the models to load
     hush()
     embedder = Embedder.from_pretrained(arguments.embedder, device=arguments.device or device)
@@ -468,7 +467,7 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
         resume=arguments.resume,
         show=arguments.show,
         names=names,
-        words=read_words(arguments.words, embedder) if arguments.words else (),
+        words=read_words(arguments.words, embedder),
         seed=arguments.seed,
         shard=(part, parts),
         progress=_progress if part == 1 or processes == 1 else None,
@@ -478,16 +477,3 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
         return report
     folders = [Path(arguments.out) / f"part{i}" for i in range(1, processes + 1)]
     return merge(folders, arguments.out) if all(map(_finished, folders)) else None
-
-
-def _lines(path: str) -> list[str]:
-    """Lines of a text file that are not empty."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise TutorialError(f"the names in {path!r} are not UTF-8 text: convert the file first") from error
-    except OSError as error:
-        raise TutorialError(
-            f"the names in {path!r} cannot be read ({error.strerror}): give a text file"
-        ) from error
-    return [line.strip() for line in lines if line.strip()]

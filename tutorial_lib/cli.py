@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .audit import add_parser as add_audit
-from .cli_common import at_least, example, hush, print_json
+from .cli_common import at_least, example, hush, print_json, read_words
 from .cli_data import add_data
 from .cli_reproduce import add_reproduce
 from .cli_train import add_train
@@ -155,13 +155,6 @@ def _search(
     return result
 
 
-def _listed(arguments: argparse.Namespace, embedder: Embedder) -> list[str]:
-    """The list of `--words`, read before a search that a missing file would waste."""
-    from .word_lists import read_words
-
-    return read_words(arguments.words, embedder) if arguments.words else []
-
-
 def _with_words(
     listed: Sequence[str], arguments: argparse.Namespace, vectors: np.ndarray, result: Inversion, embedder: Embedder
 ) -> Inversion:
@@ -271,7 +264,7 @@ def _invert(arguments: argparse.Namespace) -> int:
         from .audit_sample import scaled_like
 
         vectors = scaled_like(embedder, vectors)  # a store may keep them quantised, or at another length
-    watch, listed = None if arguments.quiet else _Rounds(len(vectors)), _listed(arguments, embedder)
+    watch, listed = None if arguments.quiet else _Rounds(len(vectors)), read_words(arguments.words, embedder)
     result = _search(arguments, vectors, (embedder, inverter, corrector), on_step=watch)
     if listed:
         result = _with_words(listed, arguments, vectors, result, embedder)
@@ -426,7 +419,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     length = arguments.max_tokens or inverter.config.max_tokens
     texts, records = _passages(arguments, length, embedder)
-    vectors, listed = embedder.encode(texts), _listed(arguments, embedder)
+    vectors, listed = embedder.encode(texts), read_words(arguments.words, embedder)
     result = _search(arguments, vectors, (embedder, inverter, corrector), progress=sys.stderr.isatty())
     stages = {f"{step} steps": (step, result.at(step), result.queries_at(step)) for step in at}
     if listed:

@@ -1,13 +1,18 @@
-"""What the subcommands share: argument types, examples in a help text, JSON, quiet libraries."""
+"""What the subcommands share: argument types, lists in text files, examples in a help text, JSON, quiet libraries."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import strict_json
+from .errors import TutorialError
+
+if TYPE_CHECKING:
+    from .embedder import Embedder
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -45,6 +50,26 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
     return value
+
+
+def read_lines(path: str, what: str) -> list[str]:
+    """Lines of a text file that are not empty; TutorialError for one that cannot be read or is not UTF-8."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise TutorialError(f"the {what} in {path!r} are not UTF-8 text: convert the file first") from error
+    except OSError as error:
+        raise TutorialError(f"the {what} in {path!r} cannot be read ({error.strerror}): give a text file") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_words(source: str | None, embedder: Embedder) -> list[str]:
+    """What `--words` names, `census` or a file of `read_lines`, and the embedder's whole words; else nothing."""
+    from .word_lists import census_names, whole_words
+
+    if not source:
+        return []
+    return (census_names() if source == "census" else read_lines(source, "words")) + whole_words(embedder)
 
 
 def example(*lines: str) -> str:

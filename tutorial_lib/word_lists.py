@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -108,24 +107,6 @@ def whole_words(embedder: Embedder) -> list[str]:
         text for number, text, back in zip(ids, texts, embedder.token_ids(texts), strict=True) if back == [number]
     ]
     return [text for text in alone if _WORD.fullmatch(text)]
-
-
-def read_words(source: str, embedder: Embedder) -> list[str]:
-    """What ``--words`` names: ``census``, or a text file with a word or name a line; and :func:`whole_words`.
-
-    Raises :class:`TutorialError` for a file that cannot be read or is not UTF-8.
-    """
-    if source == "census":
-        return census_names() + whole_words(embedder)
-    try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise TutorialError(f"The words in {source!r} are not UTF-8 text; convert the file first.") from error
-    except OSError as error:
-        raise TutorialError(
-            f"The words in {source!r} cannot be read ({error.strerror}); give a text file, or census."
-        ) from error
-    return [line.strip() for line in lines if line.strip()] + whole_words(embedder)
 
 
 def plane_cosines(
