@@ -679,7 +679,7 @@ def test_options_reach_the_models(tmp_path, embedder, parser, monkeypatch):
     monkeypatch.setattr("tutorial_lib.audit.audit", lambda *_, words, **__: given.append(words))
     _run(parser.parse_args([*common, "--words", str(tmp_path / "people")]))
     _run(parser.parse_args(common))
-    assert given == [["ann", "lee1", "sun"], ()]
+    assert given == [["ann", "lee1", "sun"], []]
     embedder.closed = True
     parser.loaded.clear()
     with pytest.raises(TutorialError, match="is a table"):
