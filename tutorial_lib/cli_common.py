@@ -65,10 +65,10 @@ def read_lines(path: str, what: str) -> list[str]:
 
 def read_words(source: str | None, embedder: Embedder) -> list[str]:
     """What `--words` names, `census` or a file of `read_lines`, and the embedder's whole words; else nothing."""
-    from .word_lists import census_names, whole_words
-
     if not source:
         return []
+    from .word_lists import census_names, whole_words
+
     return (census_names() if source == "census" else read_lines(source, "words")) + whole_words(embedder)
 
 
