@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def answer(ids: tuple[int, ...]) -> np.ndarray:
     row = np.zeros(DIMENSION)
     for piece in ids:
         row += np.random.default_rng(piece).normal(size=DIMENSION) / len(ids)
-    for first, second in zip(ids, ids[1:], strict=False):
+    for first, second in pairwise(ids):
         row += np.random.default_rng([first, second]).normal(size=DIMENSION) / len(ids)
     return row / np.linalg.norm(row)
 

@@ -26,7 +26,6 @@ from tutorial_lib.inverter import Inverter
 from tutorial_lib.neighbours import NEAREST, Neighbours, PieceValues, Read, runs, score
 from tutorial_lib.neighbours import _best as best_of
 from tutorial_lib.search import SOLVED, Inversion, Step
-from tutorial_lib.variants import _REFIT as REFIT
 from tutorial_lib.variants import BEAM, Guess, Population, Variants
 
 _LEARNT = 1000  # nearest texts that are learnt from
@@ -36,10 +35,10 @@ _LEAST = 0.02  # ... but never less than so much of the nearest one
 _PAIRS = 0.3  # weight of pairs in the kernel, beside 1 for pieces
 _GAPS = (2, 3)  # distances of the pieces of other pairs, which weigh less by their square
 _BEGIN, _END = -1, -2  # beside the first piece and the last one
-_RANDOM = 48  # random variants read for sense in a round ...
-_CHANGED = 72  # ... texts with one other piece ...
+_RANDOM = 24  # random variants read for sense in a round ...
+_CHANGED = 48  # ... texts with one other piece ...
 _ORDERS = 24  # ... and texts in another order, ...
-_SIFTED = 32  # ... each chosen by the surrogate among so many times as many
+_SIFTED = 16  # ... each chosen by the surrogate among so many times as many
 _NOISE = 0.3  # Gumbel noise on the worth of those it chooses among
 _POOL = 600  # pieces that may be put in: those proposed most often
 SLACK = 4  # pieces a variant may be longer than what the weights were trained for
@@ -174,7 +173,7 @@ class Guided(Variants):
 
     def propose(self, population: Population, longest: int) -> list[str]:
         """As without a surrogate, but learning anew in every round: the last answers say most."""
-        population.rounds -= population.rounds % REFIT  # so that the values are fitted again
+        population.rounds = 0  # of which every fourth fits the values: here each does
         return super().propose(population, longest)
 
     def promising(self, population: Population, made: Mapping[tuple[int, ...], Guess]) -> dict[tuple[int, ...], float]:
