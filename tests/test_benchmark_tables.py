@@ -49,9 +49,9 @@ def test_longer_searches() -> None:
     assert all(row["exact"].endswith("n = 40)") and row["tokens"] == "16" for row in found)
 
 
-def test_word_lists_and_rare_names() -> None:
+def test_word_lists_rare_names_and_longer_notes() -> None:
     found = rows("word_lists.csv")
-    assert table("How rare may a name be?") == [
+    assert table("How rare may a name be, and how long a note?") == [
         (
             row["tokens"] + ", rarer surnames" * (row["surnames"] == "rare"),
             BEGINS[row["begin"]],

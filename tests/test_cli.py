@@ -224,6 +224,19 @@ def test_variants_reach_the_search(say: Callable[..., Said]) -> None:
     assert status == 0 and json.loads(out)["scores"][-1]["queries"] <= 10
 
 
+def test_a_surrogate_chooses_among_variants(say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tutorial_lib import surrogate
+
+    asked, real = [], surrogate.Surrogate.fit
+    monkeypatch.setattr(surrogate.Surrogate, "fit", lambda self: (asked.append(len(self._texts)), real(self)))
+    words = ("invert", "a new law for the people", "--json", "--steps", "2", "--surrogate")
+    status, out, err = say(*words, "--variants", "6")
+    (found,) = json.loads(out)["texts"]
+    assert status == 0 and err == "" and 4 < found["queries"] <= 16 and asked == [4, 10]
+    status, _, err = say(*words)
+    assert status == 1 and err.endswith("there are none; add --variants 32.\n")
+
+
 @pytest.fixture
 def people(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A file of names for --words, whose vocabulary is left out: embedding it takes a while."""

@@ -125,6 +125,12 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "word pieces; try --variants 32 --steps 120 (default 0: none)",
     )
     search.add_argument(
+        "--surrogate",
+        action="store_true",
+        help="let a model that learns from the embedder's answers choose among the variants, for far fewer queries; "
+        "--steps 60 is enough. Shows no rounds on the way",
+    )
+    search.add_argument(
         "--words",
         metavar="FILE",
         help="at last put in words and names from a list: a text file with one a line, or census for the commonest "
@@ -142,6 +148,14 @@ def _search(
     """Invert as the options say: by corrections and local edits, or by variants."""
     options = {"steps": arguments.steps, "max_queries": arguments.max_queries, **watch}
     embedder, inverter, corrector = models
+    if arguments.surrogate and corrector is not None:
+        from .surrogate import surrogate_search
+
+        shown = bool(watch.get("on_step") or watch.get("progress")) and sys.stderr.isatty()
+        options = {"steps": arguments.steps, "max_queries": arguments.max_queries, "progress": shown}
+        result = surrogate_search(vectors, embedder, inverter, corrector, variants=arguments.variants, **options)
+        _say_what_was_not_paid(result, arguments.variants, arguments)
+        return result
     if arguments.variants and corrector is not None:
         from .variants import breed
 
@@ -197,6 +211,8 @@ def load_models(arguments: argparse.Namespace) -> tuple[Embedder, Inverter, Corr
     from .inverter import Inverter
 
     hush()
+    if arguments.surrogate and not arguments.variants:
+        raise TutorialError("--surrogate chooses among variants and there are none; add --variants 32.")
     if arguments.max_queries is not None and not arguments.variants and arguments.max_queries < arguments.beam:
         raise TutorialError(
             f"--max-queries {arguments.max_queries} does not pay for the first {arguments.beam} guesses; "
@@ -233,6 +249,7 @@ def add_invert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=example(
             'tutorial-lib invert "the union is strong" "peace at home"',
             'tutorial-lib invert --steps 50 --max-queries 1000 "the union is strong"',
+            "tutorial-lib invert --variants 32 --surrogate --steps 60 - < longer.txt",
             "tutorial-lib invert --vectors vectors.npy --json > texts.json",
             "tutorial-lib invert - < lines.txt",
         ),
@@ -456,6 +473,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         setting = f"{arguments.corpus}, {arguments.split} split, up to {length} word pieces, beam {arguments.beam}"
         setting += f", {arguments.edits} edits" if arguments.edits and not arguments.variants else ""
         setting += f", {arguments.variants} variants" if arguments.variants else ""
+        setting += " chosen by a surrogate" if arguments.surrogate else ""
         setting += f", words {arguments.words}" if arguments.words else ""
         written = {f"{row['method']} ({setting})": {k: v for k, v in row.items() if k != "method"} for row in table}
         if corrector is not None:
