@@ -234,7 +234,7 @@ def test_a_surrogate_chooses_among_variants(say: Callable[..., Said], monkeypatc
     (found,) = json.loads(out)["texts"]
     assert status == 0 and err == "" and 4 < found["queries"] <= 16 and asked == [4, 10]
     status, _, err = say(*words)
-    assert status == 1 and err.endswith("there are none; add --variants 32.\n")
+    assert status == 2 and err.endswith("there are none; add --variants 32.\n")
 
 
 @pytest.fixture

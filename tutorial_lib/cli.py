@@ -128,7 +128,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "--surrogate",
         action="store_true",
         help="let a model that learns from the embedder's answers choose among the variants, for far fewer queries; "
-        "--steps 60 is enough. Shows no rounds on the way",
+        "try --steps 30. Shows no rounds on the way",
     )
     search.add_argument(
         "--words",
@@ -249,7 +249,7 @@ def add_invert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=example(
             'tutorial-lib invert "the union is strong" "peace at home"',
             'tutorial-lib invert --steps 50 --max-queries 1000 "the union is strong"',
-            "tutorial-lib invert --variants 32 --surrogate --steps 60 - < longer.txt",
+            "tutorial-lib invert --variants 32 --surrogate --steps 30 - < longer.txt",
             "tutorial-lib invert --vectors vectors.npy --json > texts.json",
             "tutorial-lib invert - < lines.txt",
         ),

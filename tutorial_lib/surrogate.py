@@ -4,9 +4,9 @@ The search of :mod:`tutorial_lib.variants` knows what a *piece* does to a vector
 the inverter's sense of what people write. But a transformer's vector has the order in it: what stands beside what moves
 it, and the texts embedded so far are examples of that too. :class:`Surrogate` learns both, by ridge regression of the
 vectors on the shares of pieces, of pairs of neighbours and of pairs with a gap, a string kernel as in the Bayesian
-optimisation of texts (Moss et al. 2020, *BOSS*). So a round of :func:`surrogate_search` foresees which of thousands of
-variants, new orders among them, will lie near the target, and embeds those. It spends no query on that, asks for no
-gradient and needs no other network. Explained in chapter 6; measured on the page *What we tried*.
+optimisation of texts (Moss et al. 2020, *BOSS*). So a round of :func:`surrogate_search` foresees which of more than a
+thousand variants, new orders among them, will lie near the target, and embeds those. It spends no query on that, asks
+for no gradient and needs no other network. Explained in chapter 6; measured on the page *What we tried*.
 """
 
 from __future__ import annotations
@@ -46,16 +46,20 @@ SLACK = 4  # pieces a variant may be longer than what the weights were trained f
 Feature = int | tuple[int, int, int]  # a piece, or two pieces and their distance
 
 
-@functools.lru_cache(maxsize=8192)  # the texts learnt from come again in every round
 def features(ids: tuple[int, ...]) -> Mapping[Feature, float]:
     """What a text is to the surrogate: shares of its pieces, of its neighbours (ends included) and of other pairs."""
+    return _features(ids, _GAPS, _PAIRS)
+
+
+@functools.lru_cache(maxsize=8192)  # the texts learnt from come again in every round
+def _features(ids: tuple[int, ...], gaps: tuple[int, ...], pairs: float) -> Mapping[Feature, float]:
     found: dict[Feature, float] = {}
     share = 1 / max(1, len(ids))
     for piece in ids:
         found[piece] = found.get(piece, 0.0) + share
-    for distance in (1, *_GAPS):
+    for distance in (1, *gaps):
         row = (_BEGIN, *ids, _END) if distance == 1 else ids
-        weight = _PAIRS**0.5 * share / distance
+        weight = pairs**0.5 * share / distance
         for first, second in zip(row, row[distance:], strict=False):
             pair = (first, second, distance)
             found[pair] = found.get(pair, 0.0) + weight
@@ -65,16 +69,20 @@ def features(ids: tuple[int, ...]) -> Mapping[Feature, float]:
 class Surrogate(PieceValues):
     """What pieces and pairs of pieces do to the vector, learnt from the texts embedded so far for one target.
 
-    Ridge regression of unit embeddings [d] on :func:`features`, near texts counting most, in its dual form: with a
-    thousand texts and twenty thousand features that is the smaller one.
+    Ridge regression of unit embeddings [d] on :meth:`features`, near texts counting most, in its dual form, the smaller
+    one with many more features than texts.
     """
+
+    def features(self, ids: tuple[int, ...]) -> Mapping[Feature, float]:
+        """What a text is to this model; a subclass may know more or less of it."""
+        return features(ids)
 
     def fit(self) -> None:
         """Learn from the nearest texts remembered."""
         kept = np.argsort(-np.array(self._cosines), kind="stable")[:_LEARNT]
         texts, cosines = [self._texts[i] for i in kept], np.array([self._cosines[i] for i in kept])
         vectors = np.stack([self._vectors[i] for i in kept]).astype(np.float64)
-        rows = [features(text) for text in texts]
+        rows = [self.features(text) for text in texts]
         self._column = {}
         for row in rows:
             for feature in row:
@@ -87,7 +95,6 @@ class Surrogate(PieceValues):
         kernel += mean @ level - level[:, None] - level  # of centred features
         kernel[np.diag_indices_from(kernel)] += _RIDGE / weights
         dual = linalg.solve(kernel, vectors - mean @ vectors, assume_a="pos")
-        dual -= mean[:, None] * dual.sum(0)
         self._effects = shares.T @ dual.astype(np.float32)  # [features, d]
 
     def moved(
@@ -102,7 +109,7 @@ class Surrogate(PieceValues):
 
     def _foreseen(self, texts: Sequence[tuple[int, ...]]) -> np.ndarray:
         """[n, d], up to a constant."""
-        return self._matrix([features(text) for text in texts]) @ self._effects
+        return self._matrix([self.features(text) for text in texts]) @ self._effects
 
     def _matrix(self, rows: Sequence[Mapping[Feature, float]]) -> sparse.csr_array:
         """[n, features]: rows of features, those never met left out."""
@@ -172,7 +179,7 @@ class Guided(Variants):
         return population
 
     def propose(self, population: Population, longest: int) -> list[str]:
-        """As without a surrogate, but learning anew in every round: the last answers say most."""
+        """As without a surrogate, but learning anew in every round, so that the last answers count at once."""
         population.rounds = 0  # of which every fourth fits the values: here each does
         return super().propose(population, longest)
 
@@ -185,8 +192,8 @@ class Guided(Variants):
     ) -> dict[tuple[int, ...], float]:
         """Of all texts one change away from the parents those to read, with the cosines expected of them.
 
-        Pieces and joins price them all at once (:mod:`tutorial_lib.neighbours`); of the few thousand that seem best the
-        surrogate chooses.
+        Pieces and joins price them all at once (:mod:`tutorial_lib.neighbours`); of the thousand or so that seem best
+        the surrogate chooses.
         """
         parents = [parent for parent in parents if parent.places is not None]
         counts = np.array([population.pieces[piece] for piece in population.known])
