@@ -5,8 +5,8 @@
 Every row is the same search over the same texts with one part taken away: sense (texts ranked by cosine alone), content
 (the values of pieces, so that a variant counts as near as its parent), the neighbours of good guesses (as many random
 variants are read instead), the sampled first guesses, or all of it (chapter 3's search with local edits instead).
-"surrogate" has something more: chapter 6's search, which knows pairs of pieces. Rows are printed as they finish; each
-text of a row may spend ``--queries``. ``--at`` says where the search stood after fewer
+"surrogate" has something more: chapter 6's search, which knows pairs of pieces; "surrogate of pieces" is that without
+pairs. Rows are printed as they finish; each text of a row may spend ``--queries``. ``--at`` says where the search stood after fewer
 rounds, ``--output`` keeps the rows.
 """
 
@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 from rows import keep
 
-from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, variants
-from tutorial_lib.surrogate import surrogate_search
+from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, surrogate, variants
 
-PARTS = ("all", "no sense", "no content", "no neighbours", "no samples", "local edits", "surrogate")
+PARTS = ("all", "no sense", "no content", "no neighbours", "no samples", "local edits", "surrogate", "surrogate of pieces")
 
 
 def without(part: str) -> dict[str, Any]:
@@ -78,8 +77,12 @@ def main() -> None:
         options = {"steps": given.rounds, "max_queries": given.queries, "progress": False}
         if part == "local edits":
             result = invert(vectors, embedder, inverter, corrector, beam_width=4, edits=given.variants, **options)
-        elif part == "surrogate":
-            result = surrogate_search(vectors, embedder, inverter, corrector, variants=given.variants, **options)
+        elif part.startswith("surrogate"):
+            weight, surrogate._PAIRS = surrogate._PAIRS, 0.0 if part.endswith("pieces") else surrogate._PAIRS
+            result = surrogate.surrogate_search(
+                vectors, embedder, inverter, corrector, variants=given.variants, **options
+            )
+            surrogate._PAIRS = weight
         else:
             result = variants.breed(vectors, embedder, inverter, corrector, variants=given.variants, **options)
         spent = time.monotonic() - began
