@@ -6,8 +6,8 @@ Every row is the same search over the same texts with one part taken away: sense
 (the values of pieces, so that a variant counts as near as its parent), the neighbours of good guesses (as many random
 variants are read instead), the sampled first guesses, or all of it (chapter 3's search with local edits instead).
 "surrogate" has something more: chapter 6's search, which knows pairs of pieces; "surrogate of pieces" is that without
-pairs. Rows are printed as they finish; each text of a row may spend ``--queries``. ``--at`` says where the search stood after fewer
-rounds, ``--output`` keeps the rows.
+pairs. Rows are printed as they finish; each text of a row may spend ``--queries``. ``--at`` says where the search
+stood after fewer rounds, ``--output`` keeps the rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from rows import keep
 
 from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, surrogate, variants
 
-PARTS = ("all", "no sense", "no content", "no neighbours", "no samples", "local edits", "surrogate", "surrogate of pieces")
+PARTS = ("all", "no sense", "no content", "no neighbours", "no samples", "local edits")
+PARTS += ("surrogate", "surrogate of pieces")
 
 
 def without(part: str) -> dict[str, Any]:
