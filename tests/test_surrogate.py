@@ -203,13 +203,10 @@ def test_it_learns_in_every_round(embedder: Any, guided: Guided, monkeypatch: py
     assert fitted == [row.queries for row in result.trace[0]][: len(fitted)] and len(fitted) == 5
 
 
-def test_texts_are_found_from_wrong_guesses(embedder: Any, make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From texts several changes away, with networks that know nothing and whose sense is not asked."""
+def test_a_text_is_found_from_a_wrong_guess(embedder: Any, make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From several changes away, with networks that know nothing and whose sense is not asked."""
     monkeypatch.setattr(Variants, "nats", lambda self, population, texts: np.zeros(len(texts)))
-    starts = {
-        "a new law for the people": "for the people a new law",
-        "peace and work for all": "work for peace and men",
-    }
+    starts = {"a new law for the people": "for the people new work"}
     target = embedder.encode(list(starts))
     first = dict(zip(map(bytes, target), starts.values(), strict=True))
     monkeypatch.setattr(Variants, "first", lambda self, population: [first[bytes(population.target.numpy())]])
@@ -222,11 +219,14 @@ def test_texts_are_found_from_wrong_guesses(embedder: Any, make_tiny: Any, monke
     for trace in result.trace:
         assert [row.cosine for row in trace] == sorted(row.cosine for row in trace)
         assert [row.step for row in trace] == list(range(len(trace)))
-    cheap = surrogate_search(target, embedder, *models, steps=60, variants=24, max_queries=60)
-    assert (cheap.queries <= 60).all() and (cheap.queries > 30).all()
+    cheap = surrogate_search(target, embedder, *models, steps=60, variants=24, max_queries=40)
+    assert (cheap.queries == 25).all()  # a first guess and one round
 
 
-def test_a_text_is_found_alone_as_it_is_among_others(embedder: Any, make_tiny: Any, test_texts: list[str]) -> None:
+def test_a_text_is_found_alone_as_it_is_among_others(
+    embedder: Any, make_tiny: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surrogate, "_SIFTED", 4)
     models = make_tiny(Inverter), make_tiny(Corrector, seed=1)
     target, state = embedder.encode(["peace", test_texts[0]]), torch.get_rng_state()
     together = surrogate_search(target, embedder, *models, steps=4, variants=9)
