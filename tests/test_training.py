@@ -739,15 +739,17 @@ def test_guesses_age_and_are_renewed(config: TrainConfig, trained: str, embedder
         assert ((ids == END).sum(1) >= 1).all()
     for key in ("target", "guess_embedding"):
         assert pool.state[key].norm(dim=1).allclose(torch.ones(size), atol=1e-2)
-    guesses = corrector.to_embedder_ids(pool.state["guess"])
-    # The slope is the embedder's gradient at each word, scaled; zero at what closes the text.
-    lengths = (pool.state["guess"] != PAD).sum(1) - 1
-    # Special pieces inside a guess are lost when it becomes text.
-    rows = [row for row, ids in enumerate(guesses) if 0 < len(ids) == int(lengths[row])]
-    assert rows
+    # The slope is the embedder's gradient at each word, scaled; zero at what closes the text. Asked of real texts: after
+    # three steps of training a guess may have no word in it at all.
+    assert pool.state["slope"].shape[:2] == pool.state["guess"].shape
+    texts, target = pool.state["labels"], pool.state["target"].roll(1, 0)
+    slopes, written = pool._feedback(texts, target)["slope"], corrector.to_embedder_ids(texts)
+    lengths = (texts != PAD).sum(1) - 1
+    rows = [row for row, ids in enumerate(written) if 0 < len(ids) == int(lengths[row])]
+    assert len(rows) > 3
     for row in rows[:4]:
-        (want,) = embedder.gradients([guesses[row]], pool.state["target"][row : row + 1])
-        got = pool.state["slope"][row].float()
+        (want,) = embedder.gradients([written[row]], target[row : row + 1])
+        got = slopes[row].float()
         assert torch.cosine_similarity(got[: len(want)].flatten(), want.flatten(), dim=0) > 0.98
         assert not got[len(want) :].any()
     labels = corrector.to_embedder_ids(pool.state["labels"])
