@@ -739,8 +739,8 @@ def test_guesses_age_and_are_renewed(config: TrainConfig, trained: str, embedder
         assert ((ids == END).sum(1) >= 1).all()
     for key in ("target", "guess_embedding"):
         assert pool.state[key].norm(dim=1).allclose(torch.ones(size), atol=1e-2)
-    # The slope is the embedder's gradient at each word, scaled; zero at what closes the text. Asked of real texts: after
-    # three steps of training a guess may have no word in it at all.
+    # The slope is the embedder's gradient at each word, scaled; zero at what closes the text. Asked of real texts:
+    # after three steps of training a guess may have no word in it at all.
     assert pool.state["slope"].shape[:2] == pool.state["guess"].shape
     texts, target = pool.state["labels"], pool.state["target"].roll(1, 0)
     slopes, written = pool._feedback(texts, target)["slope"], corrector.to_embedder_ids(texts)
