@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -148,18 +148,15 @@ def _search(
     """Invert as the options say: by corrections and local edits, or by variants."""
     options = {"steps": arguments.steps, "max_queries": arguments.max_queries, **watch}
     embedder, inverter, corrector = models
-    if arguments.surrogate and corrector is not None:
-        from .surrogate import surrogate_search
-
-        shown = bool(watch.get("on_step") or watch.get("progress")) and sys.stderr.isatty()
-        options = {"steps": arguments.steps, "max_queries": arguments.max_queries, "progress": shown}
-        result = surrogate_search(vectors, embedder, inverter, corrector, variants=arguments.variants, **options)
-        _say_what_was_not_paid(result, arguments.variants, arguments)
-        return result
     if arguments.variants and corrector is not None:
+        from .surrogate import surrogate_search
         from .variants import breed
 
-        result = breed(vectors, embedder, inverter, corrector, variants=arguments.variants, **options)
+        search: Callable[..., Inversion] = breed
+        if arguments.surrogate:  # one text after the other: a bar instead of rounds
+            search, shown = surrogate_search, options.pop("on_step", None) or options.get("progress")
+            options["progress"] = bool(shown) and sys.stderr.isatty()
+        result = search(vectors, embedder, inverter, corrector, variants=arguments.variants, **options)
         _say_what_was_not_paid(result, arguments.variants, arguments)
         return result
     from .search import invert, round_queries
