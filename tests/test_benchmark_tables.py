@@ -33,9 +33,13 @@ def cell(score: str) -> str:
     return score.rpartition(", n = ")[0] + ")"
 
 
-def test_longer_searches() -> None:
-    found = rows("variants_rounds.csv")
-    assert table("**And more rounds?**") == [
+@pytest.mark.parametrize(
+    ("file", "section"),
+    [("variants_rounds.csv", "**And more rounds?**"), ("surrogate_rounds.csv", "**And more rounds of it?**")],
+)
+def test_longer_searches(file: str, section: str) -> None:
+    found = rows(file)
+    assert table(section) == [
         (
             row["split"],
             row["rounds"],
