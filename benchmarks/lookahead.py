@@ -1,7 +1,8 @@
 """Drafts of chapter 6's search that foresee more: not in the library, since no chapter has measured them yet.
 
 `variants.py` runs them, as "looking ahead" and the like. What came of them stands on the page *What we tried*,
-section *A surrogate*. When they are worth it they belong into `tutorial_lib/surrogate.py`.
+section *A surrogate*. When they are worth it they belong into `tutorial_lib/surrogate.py`, whose `fit`
+then gets a trend, instead of the copy here: until then a change of it would make readers execute chapter 6 for nothing.
 """
 
 from __future__ import annotations

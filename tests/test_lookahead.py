@@ -72,15 +72,26 @@ def test_with_neither_it_is_the_search_of_chapter_6(
 ) -> None:
     models = embedder, make_tiny(Inverter), make_tiny(Corrector, seed=1, aligned=True)
     vectors = embedder.encode(test_texts[:1])
-    search = functools.partial(surrogate.surrogate_search, vectors, *models, steps=3, variants=6)
-    plain = search()
-    monkeypatch.setattr(surrogate, "Guided", functools.partial(lookahead.Ahead, depth=1, words=False))
-    same = search()
-    assert same.trace == plain.trace
-    monkeypatch.setattr(surrogate, "Guided", functools.partial(lookahead.Ahead, depth=3, words=False))
-    ahead = search()
-    assert ahead.trace == search().trace  # deterministic
-    assert len(ahead.trace[0]) == len(plain.trace[0])
+    encode, asked = embedder.encode, []
+
+    def noted(texts: list[str], **options: Any) -> np.ndarray:
+        asked.extend(texts)
+        return encode(texts, **options)
+
+    monkeypatch.setattr(embedder, "encode", noted)
+
+    def search(guided: Any) -> list[str]:
+        """The texts that were embedded, in order."""
+        monkeypatch.setattr(surrogate, "Guided", guided)
+        asked.clear()
+        surrogate.surrogate_search(vectors, *models, steps=4, variants=12)
+        return list(asked)
+
+    plain = search(Guided)
+    assert len(plain) > 24
+    assert search(functools.partial(lookahead.Ahead, depth=1, words=False)) == plain
+    ahead = functools.partial(lookahead.Ahead, depth=3, words=False)
+    assert search(ahead) == search(ahead) != plain
 
 
 def test_looking_ahead_prices_texts_farther_away(
