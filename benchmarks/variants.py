@@ -6,33 +6,28 @@ Every row is the same search over the same texts with one part taken away: sense
 (the values of pieces, so that a variant counts as near as its parent), the neighbours of good guesses (as many random
 variants are read instead), the sampled first guesses, or all of it (chapter 3's search with local edits instead).
 "surrogate" has something more: chapter 6's search, which knows pairs of pieces; "surrogate of pieces" is that without
-pairs. Drafts of a better one (`lookahead.py`): "words" knows what words say alone, "ahead" prices texts three changes
-away, "words, ahead" does both. Rows are printed as they finish; each text of a row may spend ``--queries``. ``--at``
-says where the search stood after fewer rounds, ``--output`` keeps the rows.
+pairs; "words" knows what words say alone, "ahead" looks three changes ahead, "words, ahead" does both, as in that
+chapter, and its words are not counted in the queries. Rows are printed as they finish; each text of a row may spend
+``--queries``. ``--at`` says where the search stood after fewer rounds, ``--output`` keeps the rows.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lookahead import Ahead
 from rows import keep
 
-from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, surrogate, variants
+from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, surrogate_model, variants
+from tutorial_lib.surrogate import surrogate_search
+from tutorial_lib.word_lists import WordList, whole_words
 
 PARTS = ("all", "no sense", "no content", "no neighbours", "no samples", "local edits")
 PARTS += ("surrogate", "surrogate of pieces", "words", "ahead", "words, ahead")
-DRAFTS = {
-    "words": {"depth": 1, "words": True},
-    "ahead": {"depth": 3, "words": False},
-    "words, ahead": {"depth": 3, "words": True},
-}
 
 
 def without(part: str) -> dict[str, Any]:
@@ -88,15 +83,13 @@ def main() -> None:
         options = {"steps": given.rounds, "max_queries": given.queries, "progress": False}
         if part == "local edits":
             result = invert(vectors, embedder, inverter, corrector, beam_width=4, edits=given.variants, **options)
-        elif part.startswith("surrogate") or part in DRAFTS:
-            guided, weight = surrogate.Guided, surrogate._PAIRS
-            if part in DRAFTS:
-                surrogate.Guided = functools.partial(Ahead, **DRAFTS[part])
-            surrogate._PAIRS = 0.0 if part.endswith("pieces") else weight
-            result = surrogate.surrogate_search(
-                vectors, embedder, inverter, corrector, variants=given.variants, **options
-            )
-            surrogate.Guided, surrogate._PAIRS = guided, weight
+        elif part.startswith("surrogate") or part in ("words", "ahead", "words, ahead"):
+            weight = surrogate_model._PAIRS
+            surrogate_model._PAIRS = 0.0 if part.endswith("pieces") else weight
+            options |= {"ahead": 3} if "ahead" in part else {}
+            options |= {"words": WordList.embed(whole_words(embedder), embedder)} if "words" in part else {}
+            result = surrogate_search(vectors, embedder, inverter, corrector, variants=given.variants, **options)
+            surrogate_model._PAIRS = weight
         else:
             result = variants.breed(vectors, embedder, inverter, corrector, variants=given.variants, **options)
         spent = time.monotonic() - began

@@ -238,6 +238,22 @@ def test_a_surrogate_chooses_among_variants(say: Callable[..., Said], monkeypatc
     assert status == 2 and err.endswith("there are none; add --variants 32.\n")
 
 
+def test_a_surrogate_looks_ahead_from_words_alone(say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tutorial_lib import surrogate
+
+    monkeypatch.setattr("tutorial_lib.word_lists.whole_words", lambda _: ["law", "people", "new"])
+    given, real = [], surrogate.Guided
+    monkeypatch.setattr(surrogate, "Guided", lambda *models, **kept: given.append(kept) or real(*models, **kept))
+    words = ("invert", "a new law for the people", "--json", "--steps", "2", "--variants", "6", "--ahead", "2")
+    status, out, err = say(*words, "--surrogate")
+    assert (status, err) == (0, "3 words were embedded, once for all vectors\n")
+    assert json.loads(out)["texts"][0]["queries"] <= 16
+    (options,) = given
+    assert options["ahead"] == 2 and len(options["words"].pieces) == 3
+    status, _, err = say(*words)
+    assert status == 2 and err.endswith("there is none; add --surrogate.\n")
+
+
 @pytest.fixture
 def people(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A file of names for --words, whose vocabulary is left out: embedding it takes a while."""

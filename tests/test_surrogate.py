@@ -1,107 +1,23 @@
-"""The surrogate: what it makes of a text, what it learns, what it chooses, and the search that it guides."""
+"""The search with a surrogate: what it chooses, how it looks ahead, and what it finds."""
 
 from __future__ import annotations
 
-from itertools import pairwise, permutations
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from test_surrogate_model import DIMENSION, answer, taught
 
 from tutorial_lib import Corrector, Inverter, surrogate
 from tutorial_lib.errors import CheckpointError, TutorialError, VectorError
-from tutorial_lib.neighbours import Neighbours, PieceValues, Places, Read, runs
+from tutorial_lib.neighbours import Neighbours, Places, Read, runs
 from tutorial_lib.search import SOLVED
-from tutorial_lib.surrogate import Guided, Surrogate, changed, features, reordered, surrogate_search
+from tutorial_lib.surrogate import Guided, changed, offer, reordered, sift, surrogate_search
+from tutorial_lib.surrogate_model import Surrogate, WordsAlone
 from tutorial_lib.variants import BEAM, Guess, Variants
-
-DIMENSION = 24
-texts = st.lists(st.integers(10, 15), min_size=1, max_size=8).map(tuple)
-
-
-def answer(ids: tuple[int, ...]) -> np.ndarray:
-    """A made-up embedder: what pieces add, and what neighbours do."""
-    row = np.zeros(DIMENSION)
-    for piece in ids:
-        row += np.random.default_rng(piece).normal(size=DIMENSION) / len(ids)
-    for first, second in pairwise(ids):
-        row += np.random.default_rng([first, second]).normal(size=DIMENSION) / len(ids)
-    return row / np.linalg.norm(row)
-
-
-def taught(model: PieceValues, target: np.ndarray, count: int = 400) -> PieceValues:
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        ids = tuple(rng.integers(10, 18, 6).tolist())
-        model.add(ids, answer(ids).astype(np.float32), float(answer(ids) @ target))
-    model.fit()
-    return model
-
-
-# ---- what it learns ---------------------------------------------------------------------------------------
-
-
-@given(texts)
-def test_features_are_shares_of_pieces_and_of_pairs(ids: tuple[int, ...]) -> None:
-    found = features(ids)
-    pieces = {feature: share for feature, share in found.items() if isinstance(feature, int)}
-    assert set(pieces) == set(ids) and sum(pieces.values()) == pytest.approx(1)
-    beside = [share for feature, share in found.items() if not isinstance(feature, int) and feature[2] == 1]
-    assert sum(beside) == pytest.approx(0.3**0.5 * (len(ids) + 1) / len(ids))
-    assert {f[2] for f in found if not isinstance(f, int)} == {1, *range(2, min(4, len(ids)))}
-
-
-def test_features_know_the_order_and_both_ends() -> None:
-    one, other = features((10, 11, 12)), features((12, 11, 10))
-    assert {f for f in one if isinstance(f, int)} == {f for f in other if isinstance(f, int)}
-    assert (-1, 10, 1) in one and (12, -2, 1) in one and (10, 12, 2) in one
-    assert (-1, 12, 1) in other and (10, -2, 1) in other and (12, 10, 2) in other
-    assert features((10, 11, 12))[10, 11, 1] > features((10, 11, 12))[10, 12, 2] > 0
-    assert features(()) == {(-1, -2, 1): 0.3**0.5}
-
-
-def test_orders_are_foreseen_from_pairs_and_not_from_pieces() -> None:
-    text = (10, 12, 14, 16, 11, 13)
-    target, others = answer(text), [p for p in permutations(text) if p != text][::7]
-    true, known = np.array([answer(p) @ target for p in others]), np.tile(answer(text), (len(others), 1))
-    pairs, pieces = (
-        model.moved(others, [text] * len(others), known) @ target
-        for model in (taught(Surrogate(), target), taught(PieceValues(), target))
-    )
-    assert np.corrcoef(pairs, true)[0, 1] > 0.8
-    assert np.ptp(pieces) < 1e-6 < np.ptp(pairs)
-
-
-def test_it_is_weighted_ridge_regression_with_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dual form against the normal equations, written out."""
-    monkeypatch.setattr(surrogate, "_LEARNT", 30)
-    target = answer((10, 11, 12))
-    model = taught(Surrogate(), target, count=50)
-    kept = np.argsort(-np.array(model._cosines), kind="stable")[:30]
-    rows = [model._texts[i] for i in kept]
-    names = list(dict.fromkeys(feature for row in rows for feature in features(row)))
-    shares = np.array([[features(row).get(name, 0.0) for name in names] for row in rows])
-    vectors, cosines = np.stack([model._vectors[i] for i in kept]), np.array([model._cosines[i] for i in kept])
-    weights = np.exp(12 * (cosines - cosines.max())) + 0.02
-    full = np.column_stack([shares, np.ones(30)])
-    penalty = 1e-3 * np.diag([1.0] * len(names) + [0.0])  # none on the constant
-    effects = np.linalg.solve(full.T @ (weights[:, None] * full) + penalty, full.T @ (weights[:, None] * vectors))
-    assert np.abs(model.of(names) - effects[:-1]).max() < 1e-3 * np.abs(effects).max()
-
-
-def test_a_text_lies_where_it_is_known_to_and_news_say_nothing() -> None:
-    text, target = (10, 12, 14), answer((10, 12, 14))
-    model, known = taught(Surrogate(), target), 3 * answer(text)[None]
-    assert np.allclose(model.moved([text], [text], known), answer(text)[None], atol=1e-6)
-    assert not model.of([99]).any() and not model.of([(99, 98, 1)]).any()
-    with_news, without = model.moved([(10, 99)], [text], known), model.moved([(10, 98)], [text], known)
-    assert np.array_equal(with_news, without) and np.isfinite(with_news).all()
-    assert model.moved([], [], np.zeros((0, DIMENSION))).shape == (0, DIMENSION)
-
+from tutorial_lib.word_lists import WordList
 
 # ---- what it chooses --------------------------------------------------------------------------------------
 
@@ -188,10 +104,10 @@ def test_sifting_ranks_by_what_is_foreseen_and_by_sense(
         Surrogate, "moved", lambda self, texts, parents, known: np.outer([near[t] for t in texts], population.unit)
     )
     made = {text: Guess("a", 0.5, torch.ones(embedder.dimension), (9,)) for text in near}
-    found = guided.sift(population, made, np.zeros(3), 2, 0.02)
+    found = sift(population, made, np.zeros(3), 2, 0.02)
     assert list(found) == [(2,), (3,)] and found[2,] == pytest.approx(0.9)
-    assert list(guided.sift(population, made, np.array([0.0, 99.0, 0.0]), 3, 0.02)) == [(3,), (1,), (2,)]
-    assert guided.sift(population, {}, np.zeros(0), 3, 0.02) == {}
+    assert list(sift(population, made, np.array([0.0, 99.0, 0.0]), 3, 0.02)) == [(3,), (1,), (2,)]
+    assert sift(population, {}, np.zeros(0), 3, 0.02) == {}
 
 
 def test_it_learns_in_every_round(embedder: Any, guided: Guided, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +117,112 @@ def test_it_learns_in_every_round(embedder: Any, guided: Guided, monkeypatch: py
         embedder.encode(["peace and work"]), embedder, guided.inverter, guided.corrector, steps=5, variants=8
     )
     assert fitted == [row.queries for row in result.trace[0]][: len(fitted)] and len(fitted) == 5
+
+
+# ---- looking ahead ----------------------------------------------------------------------------------------
+
+
+def begun(guided: Guided, embedder: Any, texts: list[str]) -> Any:
+    """A population after its first round."""
+    population = guided.begin(torch.from_numpy(embedder.encode(texts[:1])[0]))
+    guided.embed({0: population}, {0: guided.first(population)})
+    guided.embed({0: population}, {0: guided.next(population, 16, 8)})
+    return population
+
+
+@pytest.fixture
+def aligned(make_tiny: Any) -> tuple[Any, Any]:
+    return make_tiny(Inverter), make_tiny(Corrector, seed=1, aligned=True)
+
+
+def test_looking_ahead_prices_texts_farther_away(embedder: Any, aligned: Any, test_texts: list[str]) -> None:
+    one, two = (Guided(embedder, *aligned, ahead=ahead) for ahead in (1, 2))
+    near, far = ({}, {})  # type: dict[Any, float], dict[Any, float]
+    for guided, out in ((one, near), (two, far)):
+        population = begun(guided, embedder, test_texts)
+        parents = [guess for guess in population.best if guess.places is not None]
+        out |= guided.near(population, parents, 8, 0.02)
+    assert parents and far.keys() > near.keys()  # all of the first step, and more
+    assert not {guess.ids for guess in population.best} & far.keys()  # nothing that was embedded already
+    assert all(0 < len(text) <= 8 for text in far)
+
+
+def test_it_goes_on_from_where_texts_are_foreseen(embedder: Any, aligned: Any, test_texts: list[str]) -> None:
+    guided = Guided(embedder, *aligned, ahead=2)
+    population = begun(guided, embedder, test_texts)
+    parents = [guess for guess in population.best if guess.places is not None]
+    found = guided.beside(population, parents, 8, 0.02, {})
+    spent = embedder.queries
+    ahead = guided.foresee(population, found, 0.02)
+    assert embedder.queries == spent and 0 < len(ahead) <= 8
+    for guess in ahead:
+        parent, cosine = found[guess.ids]
+        moved = population.values.moved([guess.ids], [parent.ids], parent.unit[None])[0]
+        assert np.allclose(guess.unit, moved, atol=1e-5) and guess.cosine == pytest.approx(cosine, abs=1e-5)
+        assert guess.places is not None and guess.places.pieces.shape[0] == len(guess.ids) + 1
+    again = guided.beside(population, ahead, 8, 0.02, dict.fromkeys(found, 0.0))
+    assert again and not again.keys() & found.keys()
+
+
+def test_what_was_read_to_look_ahead_is_not_read_again(
+    embedder: Any, aligned: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guided = Guided(embedder, *aligned, ahead=3)
+    population = begun(guided, embedder, test_texts)
+    read, real = [], Variants.nats
+    monkeypatch.setattr(
+        Variants, "nats", lambda self, p, texts: (read.extend(map(tuple, texts)), real(self, p, texts))[1]
+    )
+    new = guided.propose(population, 8)
+    assert len(read) == len(set(read)) >= len(new) > 0
+    assert not guided._nats  # nothing of one target is believed of the next
+    assert np.allclose(
+        [population.nats[text] for text in new], real(guided, population, embedder.token_ids(new)), rtol=0.02
+    )
+
+
+def test_words_that_would_come_nearest_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target is a guess with its second word replaced by word 17; words do what they say."""
+    vectors = np.random.default_rng(0).normal(size=(8, DIMENSION)).astype(np.float32)
+    tokens = SimpleNamespace(token_ids=lambda texts: [[int(text[4:])] for text in texts])
+    words = WordsAlone(WordList([f"word{piece}" for piece in range(10, 18)], vectors), tokens)  # type: ignore[arg-type]
+    base = 3 * np.ones(DIMENSION)
+    vector, target = (base + words.means([ids])[0] for ids in ((10, 11, 12), (10, 17, 12)))
+    size = np.linalg.norm(vector)
+    values = Surrogate(words)
+    monkeypatch.setattr(values, "of", lambda pieces: words.means([(piece,) for piece in pieces]) / size)
+    monkeypatch.setattr(values, "of_words", lambda: words.vectors / size)
+    population = SimpleNamespace(
+        values=values,
+        best=[SimpleNamespace(ids=(10, 11, 12), unit=vector / size)],
+        unit=target / np.linalg.norm(target),
+        pieces=dict.fromkeys(range(10, 18), 0),
+    )
+    monkeypatch.setattr(surrogate, "_OFFERED", 1)
+    offer(population, words)  # type: ignore[arg-type]
+    assert [piece for piece, count in population.pieces.items() if count] == [17]
+    population.best = [SimpleNamespace(ids=(), unit=vector / size)]
+    offer(population, words)  # type: ignore[arg-type]  # a guess of nothing has no place for any
+    assert sum(population.pieces.values()) == 1
+
+
+def test_words_and_looking_ahead_change_what_is_asked(embedder: Any, aligned: Any, test_texts: list[str]) -> None:
+    words, target = WordList.embed(test_texts[0].split(), embedder, progress=False), embedder.encode(test_texts[:1])
+
+    def asked(**options: Any) -> list[str]:
+        encode, texts = embedder.encode, []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(embedder, "encode", lambda new, **o: (texts.extend(new), encode(new, **o))[1])
+            result = surrogate_search(target, embedder, *aligned, steps=3, variants=12, **options)
+        assert result.queries[0] == len(texts)  # the words were paid for before
+        return texts
+
+    searches = [asked(), asked(words=words), asked(ahead=2), asked(ahead=2, words=words)]
+    assert len({tuple(texts) for texts in searches}) == 4
+    assert asked(ahead=2, words=words) == searches[-1]
+
+
+# ---- the search -------------------------------------------------------------------------------------------
 
 
 def test_a_text_is_found_from_a_wrong_guess(embedder: Any, make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,16 +245,18 @@ def test_a_text_is_found_from_a_wrong_guess(embedder: Any, make_tiny: Any, monke
     assert (cheap.queries == 25).all()  # a first guess and one round
 
 
+@pytest.mark.parametrize("ahead", [1, 2])
 def test_a_text_is_found_alone_as_it_is_among_others(
-    embedder: Any, make_tiny: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
+    ahead: int, embedder: Any, make_tiny: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(surrogate, "_SIFTED", 4)
     models = make_tiny(Inverter), make_tiny(Corrector, seed=1)
+    options = {"ahead": ahead, "words": WordList.embed(test_texts[0].split(), embedder, progress=False)}
     target, state = embedder.encode(["peace", test_texts[0]]), torch.get_rng_state()
-    together = surrogate_search(target, embedder, *models, steps=4, variants=9)
+    together = surrogate_search(target, embedder, *models, steps=4, variants=9, **options)
     assert torch.equal(torch.get_rng_state(), state)
     for index in range(2):
-        alone = surrogate_search(target[index : index + 1], embedder, *models, steps=4, variants=9)
+        alone = surrogate_search(target[index : index + 1], embedder, *models, steps=4, variants=9, **options)
         assert [row.text for row in alone.trace[0]] == [row.text for row in together.trace[index]]
 
 
@@ -247,8 +271,8 @@ def test_few_rounds_few_variants_no_texts(embedder: Any, tiny_inverter: Any, tin
 
 def test_wrong_input_is_refused(embedder: Any, make_tiny: Any, tiny_inverter: Any, tiny_corrector: Any) -> None:
     models, target = (tiny_inverter, tiny_corrector), embedder.encode(["peace and work"])
-    for options in ({"variants": 0}, {"steps": -1}, {"max_queries": BEAM - 1}):
-        with pytest.raises(TutorialError, match="variants are at least 1"):
+    for options in ({"variants": 0}, {"steps": -1}, {"max_queries": BEAM - 1}, {"ahead": 0}):
+        with pytest.raises(TutorialError, match="at least 1"):
             surrogate_search(target, embedder, *models, **options)
     with pytest.raises(VectorError, match="shape"):
         surrogate_search(target[:, :-1], embedder, *models)
@@ -259,3 +283,5 @@ def test_wrong_input_is_refused(embedder: Any, make_tiny: Any, tiny_inverter: An
         surrogate_search(target, table, *models)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="corrector was made for gtr-base"):
         surrogate_search(target, embedder, tiny_inverter, make_tiny(Corrector, embedder_name="gtr-base"))
+    with pytest.raises(VectorError, match="embed the list with this embedder"):
+        surrogate_search(target, embedder, *models, words=WordList(["peace"], np.ones((1, 8), dtype=np.float32)))
