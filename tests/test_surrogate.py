@@ -137,7 +137,8 @@ def aligned(make_tiny: Any) -> tuple[Any, Any]:
 
 def test_looking_ahead_prices_texts_farther_away(embedder: Any, aligned: Any, test_texts: list[str]) -> None:
     one, two = (Guided(embedder, *aligned, ahead=ahead) for ahead in (1, 2))
-    near, far = ({}, {})  # type: dict[Any, float], dict[Any, float]
+    near: dict[Any, float] = {}
+    far: dict[Any, float] = {}
     for guided, out in ((one, near), (two, far)):
         population = begun(guided, embedder, test_texts)
         parents = [guess for guess in population.best if guess.places is not None]

@@ -6,9 +6,9 @@ the inverter's sense of what people write. But the texts embedded so far say mor
 :func:`surrogate_search` foresees which of more than a thousand variants, new orders among them, will lie near the
 target, and embeds those. It spends no query on that, asks for no gradient and needs no other network.
 
-Told what each word says alone, the model is good enough to be asked twice: the search goes on from texts that nobody
-has embedded, where the model foresees them, and leaps several changes in one query, out of places where no single
-change is better. Explained in chapter 6; measured on the page *What we tried*.
+Told what each word says alone, the model is good enough to be asked again before the embedder is: the search goes on
+from texts that nobody has embedded, where the model foresees them, and leaps several changes in one query, out of
+places where no single change is better. Explained in chapter 6; measured on the page *What we tried*.
 """
 
 from __future__ import annotations
