@@ -149,6 +149,70 @@ def test_longer_texts_may_be_bred(tmp_path, embedder, monkeypatch):
     assert "variants" not in settings
 
 
+def test_a_surrogate_chooses_row_by_row(tmp_path, embedder, monkeypatch):
+    asked, embedded = [], []
+
+    class Listed:
+        @classmethod
+        def embed(cls, words, _):
+            embedded.append(tuple(words))
+            return cls()
+
+    def surrogate_search(vectors, *models, steps, variants, ahead, words):
+        asked.append((len(vectors), steps, variants, ahead, isinstance(words, Listed)))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return Lookup(embedder)(vectors, *models, steps=steps)
+
+    monkeypatch.setattr("tutorial_lib.surrogate.surrogate_search", surrogate_search)
+    monkeypatch.setattr("tutorial_lib.word_lists.WordList", Listed)
+    monkeypatch.setattr("tutorial_lib.word_lists.whole_words", lambda _: ["lee1", "has"])
+    monkeypatch.setattr("tutorial_lib.word_lists.fill_in", lambda vectors, before, *_: before)
+    url = save(tmp_path, embedder)
+    options = {"sample": 6, "corrector": INVERTER, "variants": 16, "surrogate": True, "ahead": 3}
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(url, embedder, tmp_path / "out", **options)
+    report = run_audit(url, embedder, tmp_path / "out", **options)  # the row of the kill again, and no other
+    assert asked == [(1, 3, 16, 3, True)] * 7
+    assert embedded == [("lee1", "has")] * 2  # once in each process
+    assert (report.exact.value, report.exact.n) == (100.0, 6)
+    assert report.settings["surrogate"] == "3 changes ahead"
+    assert not {"beam width", "edits"} & set(report.settings)
+    assert "queries and every word of the embedder's vocabulary, " in report.to_text()
+    with pytest.raises(TutorialError, match="started with another surrogate"):
+        run_audit(url, embedder, tmp_path / "out", **options | {"ahead": 2})
+
+    embedded.clear()  # a list that has the embedder's words does for both
+    report = run_audit(url, embedder, tmp_path / "words", words=["ann", "lee1", "has"], **options)
+    assert embedded == [("ann", "lee1", "has")]
+    assert "queries and a list of 3 words, " in report.to_text()
+    run_audit(url, embedder, tmp_path / "few", words=["ann"], **options)
+    assert embedded[1:] == [("lee1", "has"), ("ann",)]
+
+    report = run_audit(url, embedder, tmp_path / "plain", **options | {"ahead": 1})
+    assert asked[-1] == (1, 3, 16, 1, False) and report.settings["surrogate"] == "one change ahead"
+    with pytest.raises(TutorialError, match="there are none: pass variants=32"):
+        run_audit(url, embedder, tmp_path / "none", **options | {"variants": 0})
+    with pytest.raises(TutorialError, match=r"^ahead=3 looks ahead in a surrogate: pass surrogate=True"):
+        run_audit(url, embedder, tmp_path / "none", **options | {"surrogate": False})
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_audit_says_who_would_spend_more_on_long_texts(tmp_path, embedder):
+    truth = TEXTS[60] + "and so on"
+    row = {"id": "1", "guess": "", "cosine": 0.9, "queries": 1, "same": None, "guessed_pii": [], "guessed_names": 0}
+    row |= {"text": truth, "length": 15, "f1": 50.0, "exact": False, "pii": [], "names": []}
+    scanned = {"scan": {"rows": 1, "skipped": 0, "norm": [1, 1, 1]}, "fit": {"verdict": "yes", "reason": ""}}
+
+    def said(row, **settings):
+        report = summarise([{"settings": SETTINGS | settings}, scanned, {"rows_done": [row]}])
+        return any("1 of 1 texts are longer than 12 word pieces and did not come back" in r for r in report.not_judged)
+
+    assert said(row)
+    assert not said(row, surrogate="3 changes ahead")
+    assert not said(row | {"exact": True}) and not said(row | {"length": 12})
+
+
 def test_a_list_is_embedded_once_and_put_in_at_last(tmp_path, embedder, monkeypatch):
     embedded = []
 
@@ -240,6 +304,7 @@ def test_scaled_like_follows_the_embedder(embedder):
 def test_wrong_values_leave_the_folder_to_the_next_run(tmp_path, embedder):
     url, out = save(tmp_path, embedder), tmp_path / "out"
     wrong = {"sample": 0, "steps": -1, "beam_width": 0, "edits": -1, "variants": -1, "seed": -1, "batch_size": 0}
+    wrong["ahead"] = 0
     for name, value in wrong.items():
         with pytest.raises(TutorialError, match=rf"^{name}={value} was asked for: use a whole number of at least \d$"):
             run_audit(url, embedder, out, **{name: value})
@@ -689,7 +754,8 @@ def test_options_reach_the_models(tmp_path, embedder, parser, monkeypatch):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--sample", "0"), ("--steps", "-1"), ("--beam", "0"), ("--edits", "-1"), ("--variants", "-1"), ("--seed", "-1")],
+    [(f"--{name}", "-1") for name in ("steps", "edits", "variants", "seed")]
+    + [(f"--{name}", "0") for name in ("sample", "beam", "ahead")],
 )
 def test_options_out_of_range_are_refused(parser, capsys, option, value):
     with pytest.raises(SystemExit):

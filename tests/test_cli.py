@@ -250,6 +250,7 @@ def test_a_surrogate_looks_ahead_from_words_alone(say: Callable[..., Said], monk
     assert json.loads(out)["texts"][0]["queries"] <= 16
     (options,) = given
     assert options["ahead"] == 2 and len(options["words"].pieces) == 3
+    assert say(*words, "--surrogate", "--steps", "0", "--quiet")[2] == ""  # nothing to look ahead in
     status, _, err = say(*words)
     assert status == 2 and err.endswith("there is none; add --surrogate.\n")
 
@@ -273,6 +274,8 @@ def test_words_of_a_list_are_put_in_at_last(say: Callable[..., Said], people: st
     assert filled["trace"][: len(plain["trace"])] == plain["trace"] and filled["queries"] > plain["queries"]
     (few,) = json.loads(say(*words, "--words", people, "--max-queries", "40")[1])["texts"]
     assert few["queries"] <= 40 < filled["queries"]
+    ahead = (*words, "--steps", "1", "--variants", "6", "--surrogate", "--ahead", "2", "--words", people)
+    assert say(*ahead)[2] == err  # embedded once for both, too
 
 
 def test_words_are_read_from_a_file(embedder: Any, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def audit(
     beam_width: int = 4,
     edits: int = 32,
     variants: int = 0,
+    surrogate: bool = False,
+    ahead: int = 1,
     out: str | Path = "audit",
     resume: bool = True,
     show: bool = False,
@@ -72,9 +74,11 @@ def audit(
 
     url: see `tutorial_lib.stores`.  sample: rows inverted.  steps, beam_width, edits: as in `search.invert`.
     variants: more than 0 searches with `breed`, that many texts a round: for those of more than twelve pieces.
+    surrogate: `surrogate_search` chooses them instead (chapter 6), and looks `ahead` changes ahead: with more than 1 it
+    embeds every word of the embedder's vocabulary, once.  Then every row is a batch, since one may take a minute.
     resume: continue an audit that was stopped; False refuses a folder that holds one.  show: keep the
     recovered texts readable in journal and report.  names: people to look for (an uncased embedder leaves
-    no capitals to find names by).  words: a list to put into the guesses at last, see `word_lists.fill_in`; it is
+    no capitals to find names by).  words: a list to put into the guesses at last, see `word_lists.fill_in`.  Words are
     embedded once, which the report's queries leave out.  shard: (i, n) inverts the i-th of n parts of the sample, each
     in an `out` of its own, for `merge`.  invert: another inversion function of the same signature.  progress: called
     with (rows done, rows in all).  The models are moved to the embedder's device.  Vectors are inverted at length 1
@@ -83,15 +87,20 @@ def audit(
     out of range, and an embedder that is a table.
     """
     # Everything is checked before the journal is opened: what is written there binds the next run.
-    least = {"sample": 1, "steps": 0, "beam_width": 1, "edits": 0, "variants": 0, "seed": 0, "batch_size": 1}
-    values = (sample, steps, beam_width, edits, variants, seed, batch_size)
+    least = {"sample": 1, "steps": 0, "beam_width": 1, "edits": 0, "variants": 0, "ahead": 1, "seed": 0}
+    least["batch_size"] = 1
+    values = (sample, steps, beam_width, edits, variants, ahead, seed, batch_size)
     for (name, minimum), value in zip(least.items(), values, strict=True):
         if value < minimum:
             raise TutorialError(f"{name}={value} was asked for: use a whole number of at least {minimum}")
+    if surrogate and not variants:
+        raise TutorialError("a surrogate chooses among variants and there are none: pass variants=32 (--variants 32)")
+    if ahead > 1 and not surrogate:
+        raise TutorialError(f"ahead={ahead} looks ahead in a surrogate: pass surrogate=True as well (--surrogate)")
     check_names(names)
     _check_models(embedder, inverter, corrector)
     if not steps:  # the first guess alone: there is nothing to correct or to recombine
-        corrector, variants = None, 0
+        corrector, variants, surrogate, ahead = None, 0, False, 1
     elif corrector is None and (variants or invert is None):
         raise TutorialError(f"steps={steps} was asked for without a corrector: pass one, or steps=0")
     if invert is None:
@@ -122,6 +131,7 @@ def audit(
             "steps": steps,
             # What the search that was asked for uses, and nothing else.
             **({"variants": variants} if variants else {"beam width": beam_width, "edits": edits}),
+            **({"surrogate": f"{ahead} changes ahead" if ahead > 1 else "one change ahead"} if surrogate else {}),
             "seed": seed,
             "shown": show,
             # A digest, so that another list is noticed and no name is written down.
@@ -142,12 +152,15 @@ def audit(
             beam_width,
             edits,
             variants,
+            surrogate,
+            ahead,
             show,
             names,
             words,
             str(settings["quantisation"]),
         )
-        _invert(journal, found, attack, range(part - 1, len(found.ids), parts), batch_size, seed, progress)
+        together = 1 if surrogate else batch_size  # it takes one vector after the other anyway: a kill loses one text
+        _invert(journal, found, attack, range(part - 1, len(found.ids), parts), together, seed, progress)
     report = summarise(journal.entries)
     report.save(out)
     if not journal.find("done"):
@@ -276,6 +289,8 @@ class _Attack:
     beam_width: int
     edits: int
     variants: int
+    surrogate: bool
+    ahead: int
     show: bool
     names: Sequence[str]
     listed: Sequence[str]
@@ -288,6 +303,14 @@ class _Attack:
 
         return WordList.embed(self.listed, self.embedder)
 
+    @cached_property
+    def alone(self) -> WordList:
+        """What a surrogate that looks ahead begins with: the embedder's own words, embedded once."""
+        from .word_lists import WordList, whole_words
+
+        own = whole_words(self.embedder)
+        return self.words if set(own) <= set(self.listed) else WordList.embed(own, self.embedder)
+
     def first_guess(self, vectors: np.ndarray) -> np.ndarray:
         """Cosine of the base model's guess with each vector: [m, d] -> [m]."""
         result = self.invert(vectors, self.embedder, self.inverter, None, steps=0, beam_width=1)
@@ -297,7 +320,14 @@ class _Attack:
         self, vectors: np.ndarray, ids: Sequence[str], texts: Sequence[str | None]
     ) -> list[dict[str, Any]]:
         models = (self.embedder, self.inverter, self.corrector)
-        if self.variants:
+        if self.surrogate:
+            from .surrogate import surrogate_search
+
+            words = self.alone if self.ahead > 1 else None
+            result = surrogate_search(
+                vectors, *models, steps=self.steps, variants=self.variants, ahead=self.ahead, words=words
+            )
+        elif self.variants:
             from .variants import breed
 
             result = breed(vectors, *models, steps=self.steps, variants=self.variants)
@@ -353,6 +383,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "  tutorial-lib audit lancedb:data/notes#chunks\n"
         "  tutorial-lib audit postgresql://reader@localhost/app#public.chunks --sample 1000 --out audit-app\n"
         "  tutorial-lib audit vectors.npy --steps 50 --beam 8 --show\n"
+        "  tutorial-lib audit vectors.npy --sample 50 --variants 32 --surrogate --ahead 3 --steps 30   # longer texts\n"
         "  tutorial-lib audit lancedb:data/notes --words census   # an attacker with a list of names\n"
         "  tutorial-lib audit --merge part1 part2 --out audit   # after --shard 1/2 --out part1, ...\n"
         "  accelerate launch --num_processes 4 --module tutorial_lib.cli audit lancedb:data/notes --sample 10000\n"
@@ -377,6 +408,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=0,
         help="recombinations of guesses a round instead, for texts of more than twelve word pieces; try --variants 32 "
         "--steps 120 (default 0: none)",
+    )
+    parser.add_argument(
+        "--surrogate",
+        action="store_true",
+        help="let a model that learns from the embedder's answers choose among the variants; try --steps 30. Finds "
+        "more for fewer queries, one row after the other",
+    )
+    parser.add_argument(
+        "--ahead",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="look N changes ahead in that model, after embedding every word of the embedder's vocabulary once; try "
+        "--ahead 3 (default 1)",
     )
     parser.add_argument("--out", default="audit", help="folder for journal and report (default audit)")
     parser.add_argument("--resume", action="store_true", help="continue an audit that was stopped")
@@ -463,6 +508,8 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
         beam_width=arguments.beam,
         edits=arguments.edits,
         variants=arguments.variants,
+        surrogate=arguments.surrogate,
+        ahead=arguments.ahead,
         out=out,
         resume=arguments.resume,
         show=arguments.show,

@@ -20,6 +20,7 @@ from .privacy.pii import KINDS
 
 OWASP = "OWASP LLM08:2025 Vector and Embedding Weaknesses (embedding inversion)"
 WORST = 10  # examples shown
+_CORRECTED = 12  # word pieces above which correction and edits find few texts whole (chapters 5 and 6)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ class AuditReport:
         lines = [self.verdict, f"embedder: {self.fit['reason']}"]
         lines += [f"{label}: {value}" for label, value in self._rates()]
         lines += [f"not judged: {reason}" for reason in self.not_judged]
-        listed = f" and a list of {words} words" if (words := self.settings.get("words", "").partition(" ")[0]) else ""
+        words, ahead = self.settings.get("words", "").partition(" ")[0], self.settings.get("surrogate", "one")
+        listed = f" and a list of {words} words" if words else ""
+        if not (words or ahead.startswith("one")):
+            listed = " and every word of the embedder's vocabulary"
         return "\n".join([*lines, f"{self.queries} embedder queries{listed}, {self.seconds:.0f} s"])
 
     def to_html(self) -> str:
@@ -227,6 +231,12 @@ def _not_judged(
             f"{long} of {len(judged)} texts are longer than the {max_tokens} word pieces this inverter "
             "was trained for; "
             "one trained for their length would recover more"
+        )
+    unsolved = sum(r["length"] > _CORRECTED and not r["exact"] for r in judged)
+    if unsolved and not settings.get("surrogate"):
+        reasons.append(
+            f"{unsolved} of {len(judged)} texts are longer than {_CORRECTED} word pieces and did not come back: an "
+            "attacker who spends more may find them (--variants 32 --surrogate --ahead 3 --steps 30)"
         )
     if not settings.get("names"):
         reasons.append(

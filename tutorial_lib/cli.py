@@ -152,6 +152,7 @@ def _search(
     arguments: argparse.Namespace,
     vectors: np.ndarray,
     models: tuple[Embedder, Inverter, Corrector | None],
+    words: WordList | None = None,
     **watch: Any,
 ) -> Inversion:
     """Invert as the options say: by corrections and local edits, or by variants."""
@@ -166,7 +167,7 @@ def _search(
             search, shown = surrogate_search, options.pop("on_step", None) or options.get("progress")
             options["progress"] = bool(shown) and sys.stderr.isatty()
             if arguments.ahead > 1:
-                options |= {"ahead": arguments.ahead, "words": _words_alone(embedder)}
+                options |= {"ahead": arguments.ahead, "words": words}
         result = search(vectors, embedder, inverter, corrector, variants=arguments.variants, **options)
         _say_what_was_not_paid(result, arguments.variants, arguments)
         return result
@@ -177,28 +178,24 @@ def _search(
     return result
 
 
-def _words_alone(embedder: Embedder) -> WordList:
-    """What a surrogate that looks ahead begins with."""
+def _embedded(listed: Sequence[str], arguments: argparse.Namespace, embedder: Embedder) -> WordList | None:
+    """The words of a list, which has the embedder's own too; else these, for a surrogate that looks ahead."""
     from .word_lists import WordList, whole_words
 
-    words = WordList.embed(whole_words(embedder), embedder)
-    _say_what_words_cost(words)
+    if not listed and not (arguments.ahead > 1 and arguments.steps):
+        return None
+    words = WordList.embed(listed or whole_words(embedder), embedder)
+    print(f"{words.queries:,} words were embedded, once for all vectors", file=sys.stderr)
     return words
 
 
-def _say_what_words_cost(words: WordList) -> None:
-    print(f"{words.queries:,} words were embedded, once for all vectors", file=sys.stderr)
-
-
 def _with_words(
-    listed: Sequence[str], arguments: argparse.Namespace, vectors: np.ndarray, result: Inversion, embedder: Embedder
+    words: WordList, arguments: argparse.Namespace, vectors: np.ndarray, result: Inversion, embedder: Embedder
 ) -> Inversion:
     """Go on from a result with the words of a list."""
     from .search import SOLVED
-    from .word_lists import WordList, fill_in
+    from .word_lists import fill_in
 
-    words = WordList.embed(listed, embedder)
-    _say_what_words_cost(words)
     filled = fill_in(vectors, result, embedder, words, max_queries=arguments.max_queries)
     unpaid = (filled.steps == result.steps) & (filled.cosines < SOLVED)
     if arguments.max_queries is not None and unpaid.any():
@@ -305,9 +302,10 @@ def _invert(arguments: argparse.Namespace) -> int:
 
         vectors = scaled_like(embedder, vectors)  # a store may keep them quantised, or at another length
     watch, listed = None if arguments.quiet else _Rounds(len(vectors)), read_words(arguments.words, embedder)
-    result = _search(arguments, vectors, (embedder, inverter, corrector), on_step=watch)
-    if listed:
-        result = _with_words(listed, arguments, vectors, result, embedder)
+    words = _embedded(listed, arguments, embedder)
+    result = _search(arguments, vectors, (embedder, inverter, corrector), words, on_step=watch)
+    if listed and words is not None:
+        result = _with_words(words, arguments, vectors, result, embedder)
     rows = _rows(result, texts, embedder)
     if arguments.json:
         print_json(
@@ -460,10 +458,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     length = arguments.max_tokens or inverter.config.max_tokens
     texts, records = _passages(arguments, length, embedder)
     vectors, listed = embedder.encode(texts), read_words(arguments.words, embedder)
-    result = _search(arguments, vectors, (embedder, inverter, corrector), progress=sys.stderr.isatty())
+    words = _embedded(listed, arguments, embedder)
+    result = _search(arguments, vectors, (embedder, inverter, corrector), words, progress=sys.stderr.isatty())
     stages = {f"{step} steps": (step, result.at(step), result.queries_at(step)) for step in at}
-    if listed:
-        filled = _with_words(listed, arguments, vectors, result, embedder)
+    if listed and words is not None:
+        filled = _with_words(words, arguments, vectors, result, embedder)
         stages[f"{arguments.steps} steps, words"] = (arguments.steps, filled.texts, filled.queries)
     shuffled = evaluate(texts, bag_of_words(texts, embedder, arguments.seed), embedder)
     table = [shuffled.table_row("bag of words") | {"queries": "-"}]
