@@ -34,11 +34,16 @@ def cell(score: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("file", "section"),
-    [("variants_rounds.csv", "**And more rounds?**"), ("surrogate_rounds.csv", "**And more rounds of it?**")],
+    ("file", "search", "section"),
+    [
+        ("variants_rounds.csv", "all", "**And more rounds?**"),
+        ("surrogate_rounds.csv", "surrogate", "**And more rounds of it?**"),
+        ("surrogate_rounds.csv", "words, ahead", "**And more rounds of looking ahead?**"),
+    ],
 )
-def test_longer_searches(file: str, section: str) -> None:
-    found = rows(file)
+def test_longer_searches(file: str, search: str, section: str) -> None:
+    found = [row for row in rows(file) if row["search"] == search]
+    assert found
     assert table(section) == [
         (
             row["split"],
@@ -51,6 +56,26 @@ def test_longer_searches(file: str, section: str) -> None:
         for row in found
     ]
     assert all(row["exact"].endswith("n = 40)") and row["tokens"] == "16" for row in found)
+
+
+def test_searches_of_shorter_texts() -> None:
+    found = rows("surrogate_lengths.csv")
+    named = {"all": "breeding", "surrogate": "a surrogate", "words, ahead": "looking ahead"}
+    assert table("**Shorter texts.**") == [
+        (
+            row["tokens"],
+            named[row["search"]],
+            row["rounds"],
+            f"{int(row['queries']):,}",
+            cell(row["exact"]),
+            cell(row["bleu"]),
+            cell(row["token_f1"]),
+            row["seconds"],
+        )
+        for row in found
+        if row["rounds"] in ("5", "15", "30")
+    ]
+    assert all(row["exact"].endswith("n = 40)") and row["split"] == "test" for row in found)
 
 
 def test_word_lists_rare_names_and_longer_notes() -> None:

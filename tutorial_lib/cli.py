@@ -137,7 +137,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="look N changes ahead in that model, and first embed every word of the embedder's vocabulary by itself, "
-        "once for all vectors: nearer guesses, in nearly four times the time; try --ahead 3 (default 1)",
+        "once for all vectors: nearer guesses, in two to four times the time; try --ahead 3 (default 1)",
     )
     search.add_argument(
         "--words",
