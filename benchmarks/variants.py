@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from rows import keep
 
-from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, surrogate_model, variants
+from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, variants
 from tutorial_lib.surrogate import surrogate_search
+from tutorial_lib.surrogate_model import Surrogate
 from tutorial_lib.word_lists import WordList, whole_words
 
 PARTS = ("all", "no sense", "no content", "no neighbours", "no samples", "local edits")
@@ -46,7 +47,7 @@ def without(part: str) -> dict[str, Any]:
 
     blind = type("Blind", (variants.PieceValues,), {"moved": moved, "of": of})
     parts = {
-        "no sense": {"score": score, "SENSE": 0.0},
+        "no sense": {"score": score, "SENSE": 1e-12},  # not 0: what sense takes off is divided by it
         "no content": {"PieceValues": blind},
         "no neighbours": {"_CHANGED": 0, "_ORDERS": 0, "_READ": 112, "_MOVED": 32},
         "no samples": {"SAMPLES": 1},
@@ -84,12 +85,12 @@ def main() -> None:
         if part == "local edits":
             result = invert(vectors, embedder, inverter, corrector, beam_width=4, edits=given.variants, **options)
         elif part.startswith("surrogate") or part in ("words", "ahead", "words, ahead"):
-            weight = surrogate_model._PAIRS
-            surrogate_model._PAIRS = 0.0 if part.endswith("pieces") else weight
+            distances = Surrogate.distances
+            Surrogate.distances = () if part.endswith("pieces") else distances
             options |= {"ahead": 3} if "ahead" in part else {}
             options |= {"words": WordList.embed(whole_words(embedder), embedder)} if "words" in part else {}
             result = surrogate_search(vectors, embedder, inverter, corrector, variants=given.variants, **options)
-            surrogate_model._PAIRS = weight
+            Surrogate.distances = distances
         else:
             result = variants.breed(vectors, embedder, inverter, corrector, variants=given.variants, **options)
         spent = time.monotonic() - began

@@ -176,10 +176,10 @@ def test_a_surrogate_chooses_row_by_row(tmp_path, embedder, monkeypatch):
     assert asked == [(1, 3, 16, 3, True)] * 7
     assert embedded == [("lee1", "has")] * 2  # once in each process
     assert (report.exact.value, report.exact.n) == (100.0, 6)
-    assert report.settings["surrogate"] == "3 changes ahead"
+    assert (report.settings["surrogate"], report.settings["look-ahead"]) == (True, 3)
     assert not {"beam width", "edits"} & set(report.settings)
     assert "queries and every word of the embedder's vocabulary, " in report.to_text()
-    with pytest.raises(TutorialError, match="started with another surrogate"):
+    with pytest.raises(TutorialError, match="started with another look-ahead"):
         run_audit(url, embedder, tmp_path / "out", **options | {"ahead": 2})
 
     embedded.clear()  # a list that has the embedder's words does for both
@@ -190,7 +190,7 @@ def test_a_surrogate_chooses_row_by_row(tmp_path, embedder, monkeypatch):
     assert embedded[1:] == [("lee1", "has"), ("ann",)]
 
     report = run_audit(url, embedder, tmp_path / "plain", **options | {"ahead": 1})
-    assert asked[-1] == (1, 3, 16, 1, False) and report.settings["surrogate"] == "one change ahead"
+    assert asked[-1] == (1, 3, 16, 1, False) and report.settings["look-ahead"] == 1
     with pytest.raises(TutorialError, match="there are none: pass variants=32"):
         run_audit(url, embedder, tmp_path / "none", **options | {"variants": 0})
     with pytest.raises(TutorialError, match=r"^ahead=3 looks ahead in a surrogate: pass surrogate=True"):
@@ -208,7 +208,7 @@ def test_an_audit_says_who_would_spend_more_on_long_texts():
         return any("1 of 1 texts are longer than 12 word pieces and did not come back" in r for r in report.not_judged)
 
     assert said(row)
-    assert not said(row, surrogate="3 changes ahead")
+    assert not said(row, surrogate=True)
     assert not said(row | {"exact": True}) and not said(row | {"length": 12})
 
 

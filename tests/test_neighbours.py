@@ -114,9 +114,9 @@ def test_expected_cosines_are_those_of_the_values(ids: tuple[int, ...], seed: in
     guess = here.read(ids)
     every = here.beside.changed([guess], longest=20, count=10_000, noise=0.0, rng=here.rng)
     assert ids not in every and every
-    for text, (number, cosine) in every.items():
-        assert number == 0
-        assert cosine == pytest.approx(min(NEAREST, here.cosine(text, guess)), abs=1e-4)
+    for text, price in every.items():
+        assert price.origin == 0
+        assert price.cosine == pytest.approx(min(NEAREST, here.cosine(text, guess)), abs=1e-4)
 
 
 @given(guesses, st.integers(0, 20))
@@ -132,6 +132,32 @@ def test_sense_counts_every_join_the_reading_holds(ids: tuple[int, ...], seed: i
     for worth_of, i, j, k in zip(here.beside.exchanging(guess), *runs(len(ids)), strict=True):
         text = ids[:i] + ids[j:k] + ids[i:j] + ids[k:]
         assert worth_of == pytest.approx(float(score(guess.cosine, here.nats(text), 1.0)), abs=1e-3)
+
+
+@given(guesses, st.integers(0, 20))
+def test_prices_hold_the_nats_of_those_joins(ids: tuple[int, ...], seed: int) -> None:
+    here = Setting(seed)
+    guess = here.read(ids)
+    kinds = set()
+    for text, price in here.beside.changed([guess], 20, 10_000, 0.0, here.rng).items():
+        kinds.add(len(text) - len(ids))
+        same = next((place for place, (a, b) in enumerate(zip(ids, text, strict=False)) if a != b), None)
+        if len(text) < len(ids):  # an omission, whose joins the reading holds
+            assert price.nats == pytest.approx(here.nats(text), abs=1e-2)
+        elif len(text) == len(ids):  # a replacement, of which it holds the join before it
+            assert same is not None
+            chances = guess.places.pieces[same]
+            change = chances[here.columns[ids[same]]] - chances[here.columns[text[same]]]
+            assert price.nats == pytest.approx(here.nats(ids) + float(change), abs=1e-2)
+        elif same is None or text.count(text[same]) == 1:  # put in, and not beside its like, where it has two places
+            place = len(ids) if same is None else same
+            if not (place and text[place] == text[place - 1]):
+                chance = guess.places.pieces[place, here.columns[text[place]]]
+                assert price.nats == pytest.approx(here.nats(ids) - float(chance), abs=1e-2)
+    assert kinds == {-1, 0, 1}
+    for text, price in here.beside.reordered([guess], 10_000, 0.0, here.rng).items():
+        assert price.nats == pytest.approx(here.nats(text), abs=1e-2)
+        assert price.cosine == guess.cosine
 
 
 def test_every_single_change_is_listed() -> None:
@@ -167,6 +193,17 @@ def test_pieces_known_since_a_reading_are_left_out_of_it() -> None:
     early = Read(guess.ids, guess.unit, guess.cosine, Places(guess.places.pieces[:, :4], guess.places.end))
     found = here.beside.changed([early], longest=9, count=10_000, noise=0.0, rng=here.rng)
     assert {piece for text in found for piece in text} == {100, 101, 102, 103}
+
+
+def test_prices_say_which_guess_they_are_of() -> None:
+    here = Setting(4)
+    read = [here.read(ids) for ids in ((100, 101, 102), (103, 104, 105, 106), (107,))]
+    found = here.beside.changed(read, 9, 10_000, 0.0, here.rng)
+    assert found[100, 101].origin == found[100, 101, 102, 107].origin == 0
+    assert found[103, 104, 106].origin == 1 and found[107, 100].origin == found[101,].origin == 2
+    orders = here.beside.reordered(read, 10_000, 0.0, here.rng)
+    assert {len(text): price.origin for text, price in orders.items()} == {3: 0, 4: 1}
+    assert len(orders) == len(runs(3)[0]) + len(runs(4)[0])
 
 
 def test_one_piece_and_no_guess_at_all() -> None:

@@ -8,83 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_surrogate_model import DIMENSION, answer, taught
+from test_surrogate_model import DIMENSION
 
 from tutorial_lib import Corrector, Inverter, surrogate
 from tutorial_lib.errors import CheckpointError, TutorialError, VectorError
-from tutorial_lib.neighbours import Neighbours, Places, Read, runs
 from tutorial_lib.search import SOLVED
-from tutorial_lib.surrogate import Guided, changed, offer, reordered, sift, surrogate_search
+from tutorial_lib.surrogate import Guided, offer, sift, surrogate_search
 from tutorial_lib.surrogate_model import Surrogate, WordsAlone
 from tutorial_lib.variants import BEAM, Guess, Variants
 from tutorial_lib.word_lists import WordList
-
-# ---- what it chooses --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def priced() -> tuple[Neighbours, list[Read]]:
-    rng = np.random.default_rng(1)
-    target = answer((10, 12, 14, 16))
-    model, columns = taught(Surrogate(), target), {piece: place for place, piece in enumerate(range(10, 18))}
-    beside = Neighbours(model, target, columns, np.arange(len(columns)), sense=0.02)
-    read = []
-    for ids in ((10, 12, 16), (14, 12, 10, 16), (11,)):
-        chances = np.log(rng.dirichlet(np.ones(9), len(ids) + 1)).astype(np.float32)
-        unit = answer(ids).astype(np.float32)
-        read.append(Read(ids, unit, float(unit @ target), Places(chances[:, :8], chances[:, 8])))
-    return beside, read
-
-
-def nats_of(read: Read, beside: Neighbours) -> float:
-    chances, n = read.places, len(read.ids)
-    return -float(sum(chances.pieces[i, beside.columns[piece]] for i, piece in enumerate(read.ids)) + chances.end[n])
-
-
-def test_changes_are_those_of_the_neighbours_with_their_nats(priced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    beside, read = priced
-    monkeypatch.setattr(surrogate, "_NOISE", 0.0)
-    found = changed(beside, read, 4, 60, np.random.default_rng(0))
-    wanted = beside.changed(read, 4, 60, 0.0, np.random.default_rng(0))
-    assert list(found) == list(wanted) and len(found) > 40
-    assert {text: number for text, (number, _) in found.items()} == {t: number for t, (number, _) in wanted.items()}
-    kinds = set()
-    for text, (number, nats) in found.items():
-        ids, chances = read[number].ids, read[number].places.pieces
-        place = next((p for p in range(min(len(ids), len(text))) if text[p] != ids[p]), min(len(ids), len(text)))
-        before = nats_of(read[number], beside)
-        if len(text) == len(ids):
-            wanted_nats = (
-                before + chances[place, beside.columns[ids[place]]] - chances[place, beside.columns[text[place]]]
-            )
-        elif len(text) > len(ids):
-            wanted_nats = before - chances[place, beside.columns[text[place]]]
-        else:
-            continue  # its joins are counted by the neighbours, whose tests count them again
-        kinds.add(len(text) - len(ids))
-        if text.count(text[min(place, len(text) - 1)]) == 1:  # beside its like a piece may have come before or after it
-            assert nats == pytest.approx(float(wanted_nats), abs=1e-3)
-    assert kinds == {0, 1}
-
-
-def test_orders_are_those_of_the_neighbours_with_their_nats(priced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    beside, read = priced
-    monkeypatch.setattr(surrogate, "_NOISE", 0.0)
-    found = reordered(beside, read, 50, np.random.default_rng(0))
-    assert list(found) == list(beside.reordered(read, 50, 0.0, np.random.default_rng(0)))
-    assert len(found) == len({(10, 12, 16)} | set(found)) - 1 == len(runs(3)[0]) + len(runs(4)[0])
-    places = read[0].places
-    swapped = [places.pieces[0, 2], places.pieces[2, 0], places.pieces[1, 6], places.end[3]]  # 12 10 16
-    assert found[12, 10, 16][1] == pytest.approx(-float(sum(swapped)), abs=1e-3)
-
-
-def test_nothing_to_change_gives_nothing(priced: Any) -> None:
-    beside, read = priced
-    assert reordered(beside, read[2:], 9, np.random.default_rng(0)) == {}
-    assert (
-        reordered(beside, [], 9, np.random.default_rng(0)) == changed(beside, [], 4, 9, np.random.default_rng(0)) == {}
-    )
-
 
 # ---- with networks ----------------------------------------------------------------------------------------
 
@@ -165,6 +97,17 @@ def test_it_goes_on_from_where_texts_are_foreseen(embedder: Any, aligned: Any, t
     assert again and not again.keys() & found.keys()
 
 
+def test_where_nothing_is_found_it_looks_no_farther(
+    embedder: Any, aligned: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guided = Guided(embedder, *aligned, ahead=3)
+    population = begun(guided, embedder, test_texts)
+    looked: list[Any] = []
+    monkeypatch.setattr(guided, "beside", lambda *arguments: looked.append(arguments) or {})
+    assert guided.near(population, population.best, 8, 0.02) == {}
+    assert len(looked) == 1
+
+
 def test_what_was_read_to_look_ahead_is_not_read_again(
     embedder: Any, aligned: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +135,7 @@ def test_words_that_would_come_nearest_are_offered(monkeypatch: pytest.MonkeyPat
     size = np.linalg.norm(vector)
     values = Surrogate(words)
     monkeypatch.setattr(values, "of", lambda pieces: words.means([(piece,) for piece in pieces]) / size)
-    monkeypatch.setattr(values, "of_words", lambda: words.vectors / size)
+    monkeypatch.setattr(values, "words_towards", lambda target, count: words.pieces[:-count:-1])
     population = SimpleNamespace(
         values=values,
         best=[SimpleNamespace(ids=(10, 11, 12), unit=vector / size)],
@@ -200,10 +143,11 @@ def test_words_that_would_come_nearest_are_offered(monkeypatch: pytest.MonkeyPat
         pieces=dict.fromkeys(range(10, 18), 0),
     )
     monkeypatch.setattr(surrogate, "_OFFERED", 1)
-    offer(population, words)  # type: ignore[arg-type]
+    monkeypatch.setattr(surrogate, "_CONSIDERED", len(words.pieces) + 1)
+    offer(population)  # type: ignore[arg-type]
     assert [piece for piece, count in population.pieces.items() if count] == [17]
     population.best = [SimpleNamespace(ids=(), unit=vector / size)]
-    offer(population, words)  # type: ignore[arg-type]  # a guess of nothing has no place for any
+    offer(population)  # type: ignore[arg-type]  # a guess of nothing has no place for any
     assert sum(population.pieces.values()) == 1
 
 
@@ -273,7 +217,7 @@ def test_few_rounds_few_variants_no_texts(embedder: Any, tiny_inverter: Any, tin
 def test_wrong_input_is_refused(embedder: Any, make_tiny: Any, tiny_inverter: Any, tiny_corrector: Any) -> None:
     models, target = (tiny_inverter, tiny_corrector), embedder.encode(["peace and work"])
     for options in ({"variants": 0}, {"steps": -1}, {"max_queries": BEAM - 1}, {"ahead": 0}):
-        with pytest.raises(TutorialError, match="at least 1"):
+        with pytest.raises(TutorialError, match=r"at least (1|one)"):
             surrogate_search(target, embedder, *models, **options)
     with pytest.raises(VectorError, match="shape"):
         surrogate_search(target[:, :-1], embedder, *models)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise, permutations
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from tutorial_lib import surrogate_model
 from tutorial_lib.errors import TextError
 from tutorial_lib.neighbours import PieceValues
-from tutorial_lib.surrogate_model import Surrogate, WordsAlone, features
+from tutorial_lib.surrogate_model import Surrogate, WordsAlone, _key, features
 from tutorial_lib.word_lists import WordList
 
 DIMENSION = 24
@@ -59,6 +61,48 @@ def test_features_know_the_order_and_both_ends() -> None:
     assert (-1, 12, 1) in other and (10, -2, 1) in other and (12, 10, 2) in other
     assert features((10, 11, 12))[10, 11, 1] > features((10, 11, 12))[10, 12, 2] > 0
     assert features(()) == {(-1, -2, 1): 0.3**0.5}
+
+
+def spelled_out(ids: tuple[int, ...]) -> dict[Any, float]:
+    """The features of one text, one after the other."""
+    found: Counter[Any] = Counter()
+    for piece in ids:
+        found[piece] += 1 / len(ids)
+    for distance in (1, 2, 3):
+        row = (-1, *ids, -2) if distance == 1 else ids
+        for pair in zip(row, row[distance:], strict=False):
+            found[*pair, distance] += 0.3**0.5 / max(1, len(ids)) / distance
+    return dict(found)
+
+
+any_texts = st.lists(st.sampled_from((0, 1, 10, 11, 30_521, 250_001)), max_size=8).map(tuple)
+
+
+@given(any_texts, any_texts)
+def test_texts_are_counted_together_as_one_by_one(one: tuple[int, ...], other: tuple[int, ...]) -> None:
+    """A batch pads its texts, which must not be seen in their features; a surrogate knows those that it met."""
+    model = Surrogate()
+    for text in (one, other):
+        model.add(text, np.ones(DIMENSION, dtype=np.float32), 0.5)
+    model.fit()
+    batch = model._matrix([one, (77, 78), other]).toarray()
+    assert len(model._keys) == len({*spelled_out(one), *spelled_out(other)})
+    for row, text in zip(batch[[0, 2]], (one, other), strict=True):
+        assert features(text) == pytest.approx(spelled_out(text))
+        places = {feature: int(np.searchsorted(model._keys, _key(feature))) for feature in spelled_out(text)}
+        assert np.flatnonzero(row).tolist() == sorted(places.values())
+        assert {feature: row[place] for feature, place in places.items()} == pytest.approx(spelled_out(text))
+    assert not batch[1].any()  # nothing of it was met, not even its ends
+
+
+def test_without_distances_it_knows_pieces_only() -> None:
+    class OnlyPieces(Surrogate):
+        distances = ()
+
+    target = answer((10, 11, 12))
+    model, known = taught(OnlyPieces(), target), answer((10, 11, 12))[None]
+    assert np.allclose(model.moved([(12, 11, 10)], [(10, 11, 12)], known), known, atol=1e-6)
+    assert model.of([10]).any() and not model.of([(10, 11, 1)]).any()
 
 
 def test_orders_are_foreseen_from_pairs_and_not_from_pieces() -> None:
@@ -139,7 +183,9 @@ def test_a_word_that_was_never_sent_is_foreseen(alone: WordsAlone) -> None:
         model.fit()
     assert not plain.of([17]).any()
     assert np.allclose(informed.of([17])[0], 2 * alone.vectors[7], atol=0.01)
-    assert np.allclose(informed.of_words(), informed.of(alone.pieces), atol=1e-6)
+    for target in np.eye(DIMENSION)[:3]:
+        order = informed.words_towards(target, 5)
+        assert order == sorted(alone.pieces, key=lambda piece: -float(informed.of([piece])[0] @ target))[:5]
     parent, text, known = (10, 11, 12, 13), (17, 11, 12, 13), np.eye(DIMENSION)[0]
     expected = known + 2 * (alone.means([text]) - alone.means([parent]))[0]
     assert np.allclose(informed.moved([text], [parent], known[None])[0], expected / np.linalg.norm(expected), atol=0.01)

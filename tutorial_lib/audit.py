@@ -30,7 +30,7 @@ import numpy as np
 from .audit_journal import Journal, finished_lines
 from .audit_report import AuditReport, summarise
 from .audit_sample import Fit, Scan, fits, lost_lengths, scaling, scan
-from .cli_common import at_least, hush, read_lines, read_words
+from .cli_common import add_variants, at_least, hush, read_lines, read_words
 from .errors import CheckpointError, TutorialError
 from .metrics import token_f1
 from .privacy.pii import check_names, find_pii, mask, name_hits, pii_hits
@@ -131,7 +131,7 @@ def audit(
             "steps": steps,
             # What the search that was asked for uses, and nothing else.
             **({"variants": variants} if variants else {"beam width": beam_width, "edits": edits}),
-            **({"surrogate": f"{ahead} changes ahead" if ahead > 1 else "one change ahead"} if surrogate else {}),
+            **({"surrogate": True, "look-ahead": ahead} if surrogate else {}),
             "seed": seed,
             "shown": show,
             # A digest, so that another list is noticed and no name is written down.
@@ -383,7 +383,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "  tutorial-lib audit lancedb:data/notes#chunks\n"
         "  tutorial-lib audit postgresql://reader@localhost/app#public.chunks --sample 1000 --out audit-app\n"
         "  tutorial-lib audit vectors.npy --steps 50 --beam 8 --show\n"
-        "  tutorial-lib audit vectors.npy --sample 50 --variants 32 --surrogate --ahead 3 --steps 30   # longer texts\n"
+        "  tutorial-lib audit vectors.npy --sample 50 --variants 32 --surrogate --ahead 3 --steps 90   # longer texts\n"
         "  tutorial-lib audit lancedb:data/notes --words census   # an attacker with a list of names\n"
         "  tutorial-lib audit --merge part1 part2 --out audit   # after --shard 1/2 --out part1, ...\n"
         "  accelerate launch --num_processes 4 --module tutorial_lib.cli audit lancedb:data/notes --sample 10000\n"
@@ -402,27 +402,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--steps", type=at_least(0), default=20, help="rounds of correction (default 20)")
     parser.add_argument("--beam", type=at_least(1), default=4, help="beam width (default 4)")
     parser.add_argument("--edits", type=at_least(0), default=32, help="local edits a round (default 32)")
-    parser.add_argument(
-        "--variants",
-        type=at_least(0),
-        default=0,
-        help="recombinations of guesses a round instead, for texts of more than twelve word pieces; try --variants 32 "
-        "--steps 120 (default 0: none)",
-    )
-    parser.add_argument(
-        "--surrogate",
-        action="store_true",
-        help="let a model that learns from the embedder's answers choose among the variants; try --steps 30. Finds "
-        "more for fewer queries, one row after the other",
-    )
-    parser.add_argument(
-        "--ahead",
-        type=at_least(1),
-        default=1,
-        metavar="N",
-        help="look N changes ahead in that model, after embedding every word of the embedder's vocabulary once; try "
-        "--ahead 3 (default 1)",
-    )
+    add_variants(parser)
     parser.add_argument("--out", default="audit", help="folder for journal and report (default audit)")
     parser.add_argument("--resume", action="store_true", help="continue an audit that was stopped")
     parser.add_argument(

@@ -58,9 +58,10 @@ class AuditReport:
         lines = [self.verdict, f"embedder: {self.fit['reason']}"]
         lines += [f"{label}: {value}" for label, value in self._rates()]
         lines += [f"not judged: {reason}" for reason in self.not_judged]
-        words, ahead = self.settings.get("words", "").partition(" ")[0], self.settings.get("surrogate", "one")
-        listed = f" and a list of {words} words" if words else ""
-        if not (words or ahead.startswith("one")):
+        words, listed = self.settings.get("words", "").partition(" ")[0], ""
+        if words:
+            listed = f" and a list of {words} words"
+        elif self.settings.get("look-ahead", 1) > 1:
             listed = " and every word of the embedder's vocabulary"
         return "\n".join([*lines, f"{self.queries} embedder queries{listed}, {self.seconds:.0f} s"])
 
@@ -236,7 +237,7 @@ def _not_judged(
     if unsolved and not settings.get("surrogate"):
         reasons.append(
             f"{unsolved} of {len(judged)} texts are longer than {_CORRECTED} word pieces and did not come back: an "
-            "attacker who spends more may find them (--variants 32 --surrogate --ahead 3 --steps 30)"
+            "attacker who spends more may find them (--variants 32 --surrogate --ahead 3 --steps 90)"
         )
     if not settings.get("names"):
         reasons.append(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .audit import add_parser as add_audit
-from .cli_common import at_least, example, hush, print_json, read_words
+from .cli_common import add_variants, at_least, example, hush, print_json, read_words
 from .cli_data import add_data
 from .cli_reproduce import add_reproduce
 from .cli_train import add_train
@@ -118,27 +118,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         default=32,
         help="local edits tried a round; they find far more, for more queries (default 32)",
     )
-    search.add_argument(
-        "--variants",
-        type=at_least(0),
-        default=0,
-        help="recombinations of guesses tried a round, instead of corrections and edits: for texts of more than twelve "
-        "word pieces; try --variants 32 --steps 120 (default 0: none)",
-    )
-    search.add_argument(
-        "--surrogate",
-        action="store_true",
-        help="let a model that learns from the embedder's answers choose among the variants, for far fewer queries; "
-        "try --steps 30. Shows no rounds on the way",
-    )
-    search.add_argument(
-        "--ahead",
-        type=at_least(1),
-        default=1,
-        metavar="N",
-        help="look N changes ahead in that model, and first embed every word of the embedder's vocabulary by itself, "
-        "once for all vectors: nearer guesses, in two to four times the time; try --ahead 3 (default 1)",
-    )
+    add_variants(search)
     search.add_argument(
         "--words",
         metavar="FILE",
@@ -269,7 +249,7 @@ def add_invert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=example(
             'tutorial-lib invert "the union is strong" "peace at home"',
             'tutorial-lib invert --steps 50 --max-queries 1000 "the union is strong"',
-            "tutorial-lib invert --variants 32 --surrogate --ahead 3 --steps 30 - < longer.txt",
+            "tutorial-lib invert --variants 32 --surrogate --ahead 3 --steps 90 - < longer.txt",
             "tutorial-lib invert --vectors vectors.npy --json > texts.json",
             "tutorial-lib invert - < lines.txt",
         ),

@@ -1,4 +1,4 @@
-"""What the subcommands share: argument types, lists in text files, examples in a help text, JSON, quiet libraries."""
+"""What the subcommands share: argument types, search options, lists in text files, examples, JSON, quiet libraries."""
 
 from __future__ import annotations
 
@@ -70,6 +70,31 @@ def read_words(source: str | None, embedder: Embedder) -> list[str]:
     from .word_lists import census_names, whole_words
 
     return (census_names() if source == "census" else read_lines(source, "words")) + whole_words(embedder)
+
+
+def add_variants(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Options of the searches that recombine guesses (chapters 5 and 6)."""
+    parser.add_argument(
+        "--variants",
+        type=at_least(0),
+        default=0,
+        help="recombinations of guesses tried a round, instead of corrections and edits: for texts of more than twelve "
+        "word pieces; try --variants 32 --steps 120 (default 0: none)",
+    )
+    parser.add_argument(
+        "--surrogate",
+        action="store_true",
+        help="let a model that learns from the embedder's answers choose among the variants, for far fewer queries, "
+        "one text after the other, with no rounds shown on the way; try --steps 30",
+    )
+    parser.add_argument(
+        "--ahead",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="look N changes ahead in that model, and first embed every word of the embedder's vocabulary by itself, "
+        "once for all vectors: finds more, in about twice the time; try --ahead 3 --steps 90 (default 1)",
+    )
 
 
 def example(*lines: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -118,6 +119,14 @@ class Read:
     places: Places
 
 
+class Price(NamedTuple):
+    """What is expected of a text nobody has embedded."""
+
+    origin: int  # which guess it comes from
+    cosine: float  # with the target
+    nats: float  # under the inverter, in all, as far as one reading of the guess tells
+
+
 class Neighbours:
     """Prices the neighbours of guesses, given what pieces do to the vector and how much sense counts.
 
@@ -136,9 +145,9 @@ class Neighbours:
 
     def changed(
         self, guesses: Sequence[Read], longest: int, count: int, noise: float, rng: np.random.Generator
-    ) -> dict[tuple[int, ...], tuple[int, float]]:
-        """About ``count`` of the best texts with one piece replaced, put in or left out: {ids: (which guess, expected
-        cosine)}. Gumbel ``noise`` on their worth makes it a draw, lest every round look at the same ones."""
+    ) -> dict[tuple[int, ...], Price]:
+        """About ``count`` of the best texts (ids) with one piece replaced, put in or left out. Gumbel ``noise`` on
+        their worth makes it a draw, lest every round look at the same ones."""
         parts, origin = [], []
         for number, guess in enumerate(guesses):
             pool = self.pool[self.pool < guess.places.pieces.shape[1]]
@@ -150,28 +159,30 @@ class Neighbours:
                 if expected is not None:
                     parts.append(expected)
                     origin.append((number, kind, pool))
-        found: dict[tuple[int, ...], tuple[int, float]] = {}
+        found: dict[tuple[int, ...], Price] = {}
         for part, (place, column) in _best([worth for worth, _ in parts], count, noise, rng):
             number, kind, pool = origin[part]
             ids = guesses[number].ids
             new = () if kind == "drop" else (int(self.pieces[pool[column]]),)
             text = (*ids[:place], *new, *ids[place + (kind != "insert") :])
-            found.setdefault(text, (number, float(parts[part][1][place, column])))
+            worth, cosine = (float(expected[place, column]) for expected in parts[part])
+            found.setdefault(text, Price(number, cosine, self._nats(worth, cosine)))
         return found
 
     def reordered(
         self, guesses: Sequence[Read], count: int, noise: float, rng: np.random.Generator
-    ) -> dict[tuple[int, ...], tuple[int, float]]:
+    ) -> dict[tuple[int, ...], Price]:
         """The same of texts in which two neighbouring runs of pieces have changed places. As nobody foresees what an
         order does to the vector, they count as near as the guess they come from."""
         guesses_at = [(number, guess) for number, guess in enumerate(guesses) if len(guess.ids) > 1]
         parts = [self.exchanging(guess)[None] for _, guess in guesses_at]
-        found: dict[tuple[int, ...], tuple[int, float]] = {}
+        found: dict[tuple[int, ...], Price] = {}
         for part, (_, at) in _best(parts, count, noise, rng):
             number, guess = guesses_at[part]
             i, j, k = (int(places[at]) for places in runs(len(guess.ids)))
-            ids = guess.ids
-            found.setdefault(ids[:i] + ids[j:k] + ids[i:j] + ids[k:], (number, guess.cosine))
+            text = guess.ids[:i] + guess.ids[j:k] + guess.ids[i:j] + guess.ids[k:]
+            nats = self._nats(float(parts[part][0, at]), guess.cosine)
+            found.setdefault(text, Price(number, guess.cosine, nats))
         return found
 
     # Each of these gives worth and expected cosine of every text of its kind.
@@ -218,6 +229,10 @@ class Neighbours:
         i, j, k = runs(n)
         nats = -own.sum() + own[i] + own[j] + own[k] - follows[i, j] - follows[k, i] - follows[j, k]
         return score(guess.cosine, nats, self.sense)
+
+    def _nats(self, worth: float, cosine: float) -> float:
+        """What :func:`score` took off for sense."""
+        return (float(score(cosine, 0.0)) - worth) / self.sense
 
     def _own(self, guess: Read) -> tuple[int, np.ndarray, np.ndarray]:
         """Length, columns of the guess's pieces [t], log-probabilities of its pieces and its end [t + 1]."""

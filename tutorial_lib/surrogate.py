@@ -22,13 +22,12 @@ from tqdm.auto import tqdm
 
 from tutorial_lib.corrector import Corrector
 from tutorial_lib.embedder import Embedder
-from tutorial_lib.errors import CheckpointError, TutorialError, VectorError
+from tutorial_lib.errors import TutorialError, VectorError
 from tutorial_lib.inverter import Inverter
-from tutorial_lib.neighbours import NEAREST, Neighbours, Read, runs, score
-from tutorial_lib.neighbours import _best as best_of
+from tutorial_lib.neighbours import NEAREST, Neighbours, Read, score
 from tutorial_lib.search import SOLVED, Inversion, Step
 from tutorial_lib.surrogate_model import Surrogate, WordsAlone
-from tutorial_lib.variants import BEAM, Guess, Population, Variants
+from tutorial_lib.variants import SLACK, Guess, Population, Variants, check_arguments, inversion
 from tutorial_lib.word_lists import WordList
 
 _RANDOM = 24  # random variants read for sense in a round ...
@@ -37,56 +36,10 @@ _ORDERS = 24  # ... and texts in another order, ...
 _SIFTED = 16  # ... each chosen by the surrogate among so many times as many
 _NOISE = 0.3  # Gumbel noise on the worth of those it chooses among
 _POOL = 600  # pieces that may be put in: those proposed most often
-_ASKED = 8  # best guesses in which a place is sought for every word ...
-_OFFERED = 24  # ... of which so many a round join the pieces that may be put in
+_ASKED = 8  # best guesses in which a place is sought ...
+_CONSIDERED = 2000  # ... for so many words, those that lead farthest towards the target by themselves, ...
+_OFFERED = 24  # of which so many a round join the pieces that may be put in
 _WIDE = 8  # texts from which a search looks a change farther
-SLACK = 4  # pieces a variant may be longer than what the weights were trained for
-
-
-Priced = dict[tuple[int, ...], tuple[int, float]]  # texts, with the guess each comes from and roughly their nats
-
-
-def changed(prices: Neighbours, read: Sequence[Read], longest: int, count: int, rng: np.random.Generator) -> Priced:
-    """About ``count`` texts with one piece replaced, put in or left out, drawn by what pieces and joins promise."""
-    parts, origin = [], []
-    for number, guess in enumerate(read):
-        pool = prices.pool[prices.pool < guess.places.pieces.shape[1]]
-        kinds = {"replace": prices.replacing(guess, pool)}
-        if len(guess.ids) < longest:
-            kinds["insert"] = prices.inserting(guess, pool)
-        if len(guess.ids) > 1:
-            kinds["drop"] = prices.dropping(guess)
-        for kind, expected in kinds.items():
-            parts.append(expected)
-            origin.append((number, kind, pool))
-    found: Priced = {}
-    for part, (place, column) in best_of([worth for worth, _ in parts], count, _NOISE, rng):
-        number, kind, pool = origin[part]
-        ids = read[number].ids
-        new = () if kind == "drop" else (int(prices.pieces[pool[column]]),)
-        worth, cosine = parts[part][0][place, column], parts[part][1][place, column]
-        text = (*ids[:place], *new, *ids[place + (kind != "insert") :])
-        found.setdefault(text, (number, _nats(worth, cosine, prices.sense)))
-    return found
-
-
-def reordered(prices: Neighbours, read: Sequence[Read], count: int, rng: np.random.Generator) -> Priced:
-    """The same of texts in which two neighbouring runs of pieces have changed places."""
-    longer = [(number, guess) for number, guess in enumerate(read) if len(guess.ids) > 1]
-    parts = [prices.exchanging(guess)[None] for _, guess in longer]
-    found: Priced = {}
-    for part, (_, at) in best_of(parts, count, _NOISE, rng):
-        number, guess = longer[part]
-        i, j, k = (int(places[at]) for places in runs(len(guess.ids)))
-        text = guess.ids[:i] + guess.ids[j:k] + guess.ids[i:j] + guess.ids[k:]
-        found.setdefault(text, (number, _nats(parts[part][0, at], guess.cosine, prices.sense)))
-    return found
-
-
-def _nats(worth: float, cosine: float, sense: float) -> float:
-    """What :func:`tutorial_lib.neighbours.score` took off for sense."""
-    return float(score(cosine, 0.0) - worth) / sense
-
 
 Beside = dict[tuple[int, ...], tuple[Guess, float]]  # texts, with the guess each comes from and the cosine foreseen
 
@@ -118,7 +71,7 @@ class Guided(Variants):
     def next(self, population: Population, count: int, longest: int) -> list[str]:
         """The next ``count`` texts to embed, with words on offer once there is a model to choose them by."""
         if self.words is not None and population.rounds:
-            offer(population, self.words)
+            offer(population)
         return super().next(population, count, longest)
 
     def propose(self, population: Population, longest: int) -> list[str]:
@@ -149,8 +102,9 @@ class Guided(Variants):
         for level in range(self.ahead):
             found = self.beside(population, parents, longest, sense, out)
             out |= {text: cosine for text, (_, cosine) in found.items()}
-            if level + 1 < self.ahead and found:
-                parents = self.foresee(population, found, sense)
+            if not found or level + 1 == self.ahead:
+                break  # found nothing: there is nothing to look on from
+            parents = self.foresee(population, found, sense)
         return out
 
     def beside(
@@ -173,12 +127,12 @@ class Guided(Variants):
         read = [Read(p.ids, p.unit, p.cosine, p.places) for p in parents if p.places is not None]
         out: Beside = {}
         for found, count in (
-            (changed(prices, read, longest, _SIFTED * _CHANGED, population.rng), _CHANGED),
-            (reordered(prices, read, _SIFTED * _ORDERS, population.rng), _ORDERS),
+            (prices.changed(read, longest, _SIFTED * _CHANGED, _NOISE, population.rng), _CHANGED),
+            (prices.reordered(read, _SIFTED * _ORDERS, _NOISE, population.rng), _ORDERS),
         ):
             fresh = [text for text in found if not (text in population.tried or text in out or text in known)]
-            nats = np.array([found[text][1] for text in fresh])
-            origin = {text: parents[found[text][0]] for text in fresh}
+            nats = np.array([found[text].nats for text in fresh])
+            origin = {text: parents[found[text].origin] for text in fresh}
             chosen = sift(population, origin, nats, count, sense)
             out |= {text: (origin[text], cosine) for text, cosine in chosen.items()}
         return out
@@ -214,22 +168,24 @@ def sift(
     return {rows[index]: float(cosines[index]) for index in np.argsort(-worth, kind="stable")[:count]}
 
 
-def offer(population: Population, words: WordsAlone) -> None:
-    """Let the words that would come nearest in the place of some piece of a good guess be put in."""
-    values, asked = population.values, population.best[:_ASKED]
+def offer(population: Population) -> None:
+    """Let words be put in: of those that lead farthest towards the target the ones that would come nearest to it in the
+    place of some piece of a good guess."""
+    values, asked = population.values, [guess for guess in population.best[:_ASKED] if guess.ids]
     assert isinstance(values, Surrogate)
-    lengths = [len(guess.ids) for guess in asked]
-    share = np.repeat([1 / max(1, length) for length in lengths], lengths).astype(np.float32)[:, None]
-    if not len(share):
+    if not asked:
         return
+    lengths = [len(guess.ids) for guess in asked]
+    share = np.repeat([1 / length for length in lengths], lengths).astype(np.float32)[:, None]
     without = np.repeat([guess.unit for guess in asked], lengths, axis=0)
     without = without - share * values.of([piece for guess in asked for piece in guess.ids])  # [m, d]
-    effects = values.of_words()  # [n, d]
+    pieces = values.words_towards(population.unit, _CONSIDERED)
+    effects = values.of(pieces)  # [n, d]
     nearer = (without @ population.unit)[:, None] + share * (effects @ population.unit)
     square = (without**2).sum(1)[:, None] + 2 * share * (without @ effects.T) + share**2 * (effects**2).sum(1)
     cosines = (nearer / np.sqrt(np.maximum(square, 1e-6))).max(0)
     for index in np.argsort(-cosines, kind="stable")[:_OFFERED]:
-        population.pieces[words.pieces[index]] += 1
+        population.pieces[pieces[index]] += 1
 
 
 def surrogate_search(
@@ -261,19 +217,9 @@ def surrogate_search(
     models were made for another embedder, :class:`TextError` when no word is one piece of the embedder's vocabulary,
     and :class:`TutorialError` for parameters out of range, and for a table, which has nobody to ask.
     """
-    if steps < 0 or variants < 1 or ahead < 1 or (max_queries is not None and max_queries < BEAM):
-        raise TutorialError(
-            f"steps={steps}, variants={variants}, ahead={ahead}, max_queries={max_queries}: steps cannot be negative, "
-            f"variants and ahead are at least 1, and max_queries at least {BEAM}, the first guesses."
-        )
-    if getattr(embedder, "closed", False):
-        raise TutorialError(f"{embedder.name} is a table with nobody to ask for a guess's vector, which variants need.")
-    for model in (inverter, corrector):
-        if model.config.embedder_name != embedder.name:
-            raise CheckpointError(
-                f"The {model.kind} was made for {model.config.embedder_name} and the embedder is {embedder.name}; "
-                "load the pair that belongs together."
-            )
+    if ahead < 1:
+        raise TutorialError(f"ahead={ahead}: a search looks at least one change ahead.")
+    check_arguments(embedder, inverter, corrector, steps=steps, variants=variants, max_queries=max_queries)
     if words is not None and words.vectors.shape[1] != embedder.dimension:
         raise VectorError(
             f"The words' vectors have {words.vectors.shape[1]} dimensions and {embedder.name}'s {embedder.dimension}; "
@@ -284,14 +230,7 @@ def surrogate_search(
     budget = np.inf if max_queries is None else max_queries
     targets = tqdm(inverter.check_vectors(embeddings), desc="Searching", unit="text", disable=not progress)
     trace = [list(_rounds(guided, target, steps, variants, budget)) for target in targets]
-    last = [rows[-1] for rows in trace]
-    return Inversion(
-        texts=[row.text for row in last],
-        cosines=np.array([row.cosine for row in last], dtype=np.float32),
-        queries=np.array([row.queries for row in last], dtype=np.int64),
-        steps=np.array([row.step for row in last], dtype=np.int64),
-        trace=trace,
-    )
+    return inversion(trace)
 
 
 def _rounds(guided: Guided, target: Tensor, steps: int, variants: int, budget: float) -> Iterator[Step]:

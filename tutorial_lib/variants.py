@@ -17,6 +17,7 @@ Explained in chapter 5; measured on the page *What we tried*.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -37,10 +38,10 @@ from tutorial_lib.search import SOLVED, Inversion, Step
 
 BEAM = 4  # first guesses of the beam
 SAMPLES = 128  # first guesses sampled beside it: nearly every piece of a text is in one of them
+SLACK = 4  # pieces a variant may be longer than what the weights were trained for
 PARENTS = 96  # best guesses kept ...
 _BRED = 24  # ... of which so many, by what the round asks for, have variants made of them
 _TEMPERATURE = 0.8  # of the samples
-_SLACK = 4  # pieces a variant may be longer than what the weights were trained for
 _MADE = 600  # tries at a random variant in a round ...
 _READ = 40  # ... of which so many, the most promising by content, are read for sense
 _MOVED = 8  # ... and so many more that differ from their parent in order alone
@@ -69,7 +70,7 @@ class Guess:
     rank: float = 0.0  # what cosine and sense make together, :func:`score`
     places: Places | None = None  # what the inverter says of each place, once it was read
 
-    @property
+    @functools.cached_property  # asked for in every round by every variant made of it
     def unit(self) -> np.ndarray:
         """float32 [d]: its embedding, of length 1."""
         return functional.normalize(self.embedding.float(), dim=0).cpu().numpy()
@@ -130,24 +131,12 @@ def breed(
     Raises :class:`VectorError` for wrong shapes, NaN, infinity and zero vectors, :class:`CheckpointError` when the
     models were made for another embedder, and :class:`TutorialError` for parameters out of range.
     """
-    if steps < 0 or variants < 1 or (max_queries is not None and max_queries < BEAM):
-        raise TutorialError(
-            f"steps={steps}, variants={variants}, max_queries={max_queries}: steps cannot be negative, variants are at "
-            f"least 1, and max_queries at least {BEAM}, the first guesses."
-        )
-    if getattr(embedder, "closed", False):
-        raise TutorialError(f"{embedder.name} is a table with nobody to ask for a guess's vector, which variants need.")
-    for model in (inverter, corrector):
-        if model.config.embedder_name != embedder.name:
-            raise CheckpointError(
-                f"The {model.kind} was made for {model.config.embedder_name} and the embedder is {embedder.name}; "
-                "load the pair that belongs together."
-            )
+    check_arguments(embedder, inverter, corrector, steps=steps, variants=variants, max_queries=max_queries)
     target, recombining = inverter.check_vectors(embeddings), Variants(embedder, inverter, corrector)
     populations = {index: recombining.begin(row) for index, row in enumerate(target)}  # of the texts still searched
     trace: list[list[Step]] = [[] for _ in populations]
     new = {index: recombining.first(population) for index, population in populations.items()}
-    longest = inverter.config.max_tokens + _SLACK
+    longest = inverter.config.max_tokens + SLACK
     bar = tqdm(range(steps + 1 if populations else 0), desc="Breeding", unit="round", disable=not progress)
     for step in bar:
         recombining.embed(populations, new)
@@ -167,6 +156,36 @@ def breed(
         if not populations:
             break
     bar.close()
+    return inversion(trace)
+
+
+def check_arguments(
+    embedder: Embedder,
+    inverter: Inverter,
+    corrector: Corrector,
+    *,
+    steps: int,
+    variants: int,
+    max_queries: int | None,
+) -> None:
+    """Raise what a search that embeds variants says of arguments it cannot work with."""
+    if steps < 0 or variants < 1 or (max_queries is not None and max_queries < BEAM):
+        raise TutorialError(
+            f"steps={steps}, variants={variants}, max_queries={max_queries}: steps cannot be negative, variants are at "
+            f"least 1, and max_queries at least {BEAM}, the first guesses."
+        )
+    if getattr(embedder, "closed", False):
+        raise TutorialError(f"{embedder.name} is a table with nobody to ask for a guess's vector, which variants need.")
+    for model in (inverter, corrector):
+        if model.config.embedder_name != embedder.name:
+            raise CheckpointError(
+                f"The {model.kind} was made for {model.config.embedder_name} and the embedder is {embedder.name}; "
+                "load the pair that belongs together."
+            )
+
+
+def inversion(trace: list[list[Step]]) -> Inversion:
+    """A search's result from its best guess for each text after each round."""
     last = [rows[-1] for rows in trace]
     return Inversion(
         texts=[row.text for row in last],
@@ -368,7 +387,7 @@ class Variants:
             (beside.reordered(read, 4 * _ORDERS, _NOISE, population.rng), _ORDERS),
         ):
             fresh = [text for text in found if text not in population.tried and text not in out][:count]
-            out.update((text, found[text][1]) for text in fresh)
+            out.update((text, found[text].cosine) for text in fresh)
         return out
 
 

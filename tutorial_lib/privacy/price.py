@@ -138,9 +138,13 @@ def price_figure(points: Sequence[Point], *, measure: Literal["f1", "names", "fa
                 label="no defence" if family == "none" else family,
             )
         axis.set(xlabel="nDCG@10", title=f"{attacker} attacker", xlim=(0, None), ylim=(-2, 102))
-    labels = {"f1": "token F1, %", "names": "full names recovered, %", "facts": "facts recovered, %"}
-    labels["exact"] = "recovered exactly, %"
+    labels = {
+        "f1": "token F1, %",
+        "names": "full names recovered, %",
+        "facts": "facts recovered, %",
+        "exact": "recovered exactly, %",
+    }
     axes[0][0].set_ylabel(labels[measure])
     handles, names = axes[0][0].get_legend_handles_labels()
-    made.legend(handles, names, loc="outside lower center", ncols=4)
+    made.legend(handles, names, loc="outside lower center", ncols=2 * len(panels))  # as wide as the figure: two a panel
     return made
