@@ -78,6 +78,22 @@ def test_searches_of_shorter_texts() -> None:
     assert all(row["exact"].endswith("n = 40)") and row["split"] == "test" for row in found)
 
 
+def test_searches_of_longer_texts() -> None:
+    found = rows("longer_texts.csv")
+    assert table("**Longer than they were trained to write.**") == [
+        (
+            row["tokens"],
+            row["rounds"],
+            f"{int(row['queries']):,}",
+            cell(row["exact"]),
+            cell(row["bleu"]),
+            cell(row["token_f1"]),
+        )
+        for row in found
+    ]
+    assert all(row["exact"].endswith("n = 20)") and row["split"] == "test" for row in found)
+
+
 def test_word_lists_rare_names_and_longer_notes() -> None:
     found = rows("word_lists.csv")
     assert table("How rare may a name be, and how long a note?") == [
