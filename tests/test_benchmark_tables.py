@@ -33,65 +33,38 @@ def cell(score: str) -> str:
     return score.rpartition(", n = ")[0] + ")"
 
 
+def scores(row: dict[str, str]) -> tuple[str, ...]:
+    """Rounds, queries and scores of a row, as every table of searches has them."""
+    return row["rounds"], f"{int(row['queries']):,}", cell(row["exact"]), cell(row["bleu"]), cell(row["token_f1"])
+
+
 @pytest.mark.parametrize(
-    ("file", "search", "section"),
+    ("file", "search", "section", "column", "n"),
     [
-        ("variants_rounds.csv", "all", "**And more rounds?**"),
-        ("surrogate_rounds.csv", "surrogate", "**And more rounds of it?**"),
-        ("surrogate_rounds.csv", "words, ahead", "**And more rounds of looking ahead?**"),
+        ("variants_rounds.csv", "all", "**And more rounds?**", "split", 40),
+        ("surrogate_rounds.csv", "surrogate", "**And more rounds of it?**", "split", 40),
+        ("surrogate_rounds.csv", "words, ahead", "**And more rounds of looking ahead?**", "split", 40),
+        ("longer_texts.csv", "words, ahead", "**Longer than they were trained to write.**", "tokens", 20),
     ],
 )
-def test_longer_searches(file: str, search: str, section: str) -> None:
+def test_one_search_after_some_rounds(file: str, search: str, section: str, column: str, n: int) -> None:
     found = [row for row in rows(file) if row["search"] == search]
     assert found
-    assert table(section) == [
-        (
-            row["split"],
-            row["rounds"],
-            f"{int(row['queries']):,}",
-            cell(row["exact"]),
-            cell(row["bleu"]),
-            cell(row["token_f1"]),
-        )
-        for row in found
-    ]
-    assert all(row["exact"].endswith("n = 40)") and row["tokens"] == "16" for row in found)
+    assert table(section) == [(row[column], *scores(row)) for row in found]
+    assert all(row["exact"].endswith(f"n = {n})") for row in found)
+    assert column == "tokens" or {row["tokens"] for row in found} == {"16"}
+    assert column == "split" or {row["split"] for row in found} == {"test"}
 
 
 def test_searches_of_shorter_texts() -> None:
     found = rows("surrogate_lengths.csv")
     named = {"all": "breeding", "surrogate": "a surrogate", "words, ahead": "looking ahead"}
     assert table("**Shorter texts.**") == [
-        (
-            row["tokens"],
-            named[row["search"]],
-            row["rounds"],
-            f"{int(row['queries']):,}",
-            cell(row["exact"]),
-            cell(row["bleu"]),
-            cell(row["token_f1"]),
-            row["seconds"],
-        )
+        (row["tokens"], named[row["search"]], *scores(row), row["seconds"])
         for row in found
         if row["rounds"] in ("5", "15", "30")
     ]
     assert all(row["exact"].endswith("n = 40)") and row["split"] == "test" for row in found)
-
-
-def test_searches_of_longer_texts() -> None:
-    found = rows("longer_texts.csv")
-    assert table("**Longer than they were trained to write.**") == [
-        (
-            row["tokens"],
-            row["rounds"],
-            f"{int(row['queries']):,}",
-            cell(row["exact"]),
-            cell(row["bleu"]),
-            cell(row["token_f1"]),
-        )
-        for row in found
-    ]
-    assert all(row["exact"].endswith("n = 20)") and row["split"] == "test" for row in found)
 
 
 def test_word_lists_rare_names_and_longer_notes() -> None:
