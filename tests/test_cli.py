@@ -200,6 +200,9 @@ def test_what_cannot_come_back_is_said_first(say: Callable[..., Said]) -> None:
     _, _, err = say("invert", "peace \N{GRINNING FACE}", "peace " * 11, "--steps", "0", "--quiet")
     assert "has characters unknown to all-MiniLM-L6-v2; they are lost" in err
     assert "has 11 word pieces and the weights were trained for 10; expect fragments" in err
+    grown = ("--steps", "1", "--variants", "6", "--surrogate", "--quiet")  # a search in which texts may grow
+    _, _, err = say("invert", "peace " * 20, "peace " * 21, *grown)
+    assert err.count("expect fragments") == 1 and "has 21 word pieces" in err
 
 
 def test_a_control_character_inside_a_text_does_no_harm(say: Callable[..., Said]) -> None:

@@ -190,17 +190,20 @@ def test_a_text_is_found_from_a_wrong_guess(embedder: Any, make_tiny: Any, monke
     assert (cheap.queries == 25).all()  # a first guess and one round
 
 
-@pytest.mark.parametrize("ahead", [1, 2])
+@pytest.mark.parametrize(("ahead", "threads"), [(1, 1), (2, 1), (2, 3)])
 def test_a_text_is_found_alone_as_it_is_among_others(
-    ahead: int, embedder: Any, make_tiny: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
+    ahead: int, threads: int, embedder: Any, make_tiny: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(surrogate, "_SIFTED", 4)
     models = make_tiny(Inverter), make_tiny(Corrector, seed=1)
     options = {"ahead": ahead, "words": WordList.embed(test_texts[0].split(), embedder, progress=False)}
-    target, state = embedder.encode(["peace", test_texts[0]]), torch.get_rng_state()
+    target, state = embedder.encode(["peace", *test_texts[:3]]), torch.get_rng_state()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # so many are searched for at a time
     together = surrogate_search(target, embedder, *models, steps=4, variants=9, **options)
+    torch.set_num_threads(before)
     assert torch.equal(torch.get_rng_state(), state)
-    for index in range(2):
+    for index in range(len(target)):
         alone = surrogate_search(target[index : index + 1], embedder, *models, steps=4, variants=9, **options)
         assert [row.text for row in alone.trace[0]] == [row.text for row in together.trace[index]]
 

@@ -182,6 +182,7 @@ def test_a_word_that_was_never_sent_is_foreseen(alone: WordsAlone) -> None:
             model.add(text, (constant + 2 * alone.means([text])[0]).astype(np.float32), 0.5)
         model.fit()
     assert not plain.of([17]).any()
+    assert np.array_equal(informed.of(np.array([16, 17])), informed.of([16, 17]))  # numpy's whole numbers, too
     assert np.allclose(informed.of([17])[0], 2 * alone.vectors[7], atol=0.01)
     for target in np.eye(DIMENSION)[:3]:
         order = informed.words_towards(target, 5)

@@ -143,7 +143,7 @@ def _search(
         from .variants import breed
 
         search: Callable[..., Inversion] = breed
-        if arguments.surrogate:  # one text after the other: a bar instead of rounds
+        if arguments.surrogate:  # every text at its own pace: a bar instead of rounds
             search, shown = surrogate_search, options.pop("on_step", None) or options.get("progress")
             options["progress"] = bool(shown) and sys.stderr.isatty()
             if arguments.ahead > 1:
@@ -276,7 +276,9 @@ def _invert(arguments: argparse.Namespace) -> int:
     embedder, inverter, corrector = load_models(arguments)
     if vectors is None:
         vectors = embedder.encode(texts, truncate=arguments.truncate)
-        _warn(texts, embedder, inverter)
+        from .surrogate import LONGER
+
+        _warn(texts, embedder, inverter, reach=LONGER if arguments.surrogate else 1)
     else:
         from .audit_sample import scaled_like
 
@@ -325,17 +327,18 @@ def _read_vectors(url: str) -> np.ndarray:
         return np.concatenate([batch.vectors for batch in store.batches()])
 
 
-def _warn(texts: Sequence[str], embedder: Embedder, inverter: Inverter) -> None:
-    """Say what cannot come back, before someone takes it for a fault of the search."""
-    limit, unknown = inverter.config.max_tokens, embedder.tokenizer.unk_token_id
+def _warn(texts: Sequence[str], embedder: Embedder, inverter: Inverter, *, reach: int) -> None:
+    """Say what cannot come back, before someone takes it for a fault of the search. ``reach``: how many times as long
+    as those of the training texts may be that the search finds."""
+    trained, unknown = inverter.config.max_tokens, embedder.tokenizer.unk_token_id
     for text, ids in zip(texts, embedder.token_ids(texts), strict=True):
         if unknown in ids:
             print(
                 f"note: {text!r} has characters unknown to {embedder.name}; they are lost.", file=sys.stderr
             )
-        if len(ids) > limit:
+        if len(ids) > reach * trained:
             print(
-                f"note: {text!r} has {len(ids)} word pieces and the weights were trained for {limit}; "
+                f"note: {text!r} has {len(ids)} word pieces and the weights were trained for {trained}; "
                 "expect fragments.",
                 file=sys.stderr,
             )

@@ -13,13 +13,14 @@ places where no single change is better. Explained in chapter 6; measured on the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from tutorial_lib import parallel
 from tutorial_lib.corrector import Corrector
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import TutorialError, VectorError
@@ -40,6 +41,7 @@ _ASKED = 8  # best guesses in which a place is sought ...
 _CONSIDERED = 2000  # ... for so many words, those that lead farthest towards the target by themselves, ...
 _OFFERED = 24  # of which so many a round join the pieces that may be put in
 _WIDE = 8  # texts from which a search looks a change farther
+LONGER = 2  #: A text may be so many times as long as those that the weights were trained to write.
 
 Beside = dict[tuple[int, ...], tuple[Guess, float]]  # texts, with the guess each comes from and the cosine foreseen
 
@@ -48,6 +50,8 @@ class Guided(Variants):
     """Variants whose cosines a :class:`~tutorial_lib.surrogate_model.Surrogate` foresees, up to ``ahead`` changes away
     from what was embedded. With ``words`` it knows what they say alone, and puts on offer those that would come nearest
     in the place of some piece of a good guess. For one target after the other, not for several at once."""
+
+    _drawing = threading.Lock()  # of all searches: PyTorch's random numbers are the process's
 
     def __init__(
         self,
@@ -73,6 +77,11 @@ class Guided(Variants):
         if self.words is not None and population.rounds:
             offer(population)
         return super().next(population, count, longest)
+
+    def sample(self, population: Population) -> None:
+        """Draw first guesses, while no other thread draws."""
+        with self._drawing:
+            super().sample(population)
 
     def propose(self, population: Population, longest: int) -> list[str]:
         """As without a surrogate, but learning anew in every round, so that the last answers count at once."""
@@ -206,8 +215,12 @@ def surrogate_search(
     The search of :func:`tutorial_lib.breed` with another judge: begins with up to :data:`~tutorial_lib.variants.BEAM`
     first guesses, and each of up to ``steps`` rounds embeds ``variants`` new texts for every target, half of them
     sampled first guesses until these are used up. A text leaves the search when its cosine is about 1, when nothing new
-    can be made of its guesses, or when its next round could exceed ``max_queries``. Deterministic; one target after the
-    other, so that it does not matter which stand beside it.
+    can be made of its guesses, or when its next round could exceed ``max_queries``. On a CPU as many targets are
+    searched for at a time as PyTorch has threads, each on one core (:func:`tutorial_lib.parallel.each`); elsewhere one
+    after the other. Deterministic, and it does not matter how many there are, or which stand beside one another.
+
+    First guesses are no longer than the texts that the weights were trained to write; what is made of them may grow to
+    :data:`LONGER` times that length and :data:`~tutorial_lib.variants.SLACK` pieces more.
 
     ``ahead``: changes away from what was embedded up to which texts are foreseen. ``words``: embedded once for all
     targets, from which the surrogate begins, best those of :func:`~tutorial_lib.word_lists.whole_words`; what embedding
@@ -226,17 +239,21 @@ def surrogate_search(
             "embed the list with this embedder."
         )
     known = None if words is None else WordsAlone(words, embedder)
-    guided = Guided(embedder, inverter, corrector, ahead=ahead, words=known)
     budget = np.inf if max_queries is None else max_queries
-    targets = tqdm(inverter.check_vectors(embeddings), desc="Searching", unit="text", disable=not progress)
-    trace = [list(_rounds(guided, target, steps, variants, budget)) for target in targets]
-    return inversion(trace)
+    shared = parallel.one_at_a_time(embedder)
+
+    def search(target: Tensor) -> Iterator[Step]:
+        guided = Guided(shared, inverter, corrector, ahead=ahead, words=known)
+        return _rounds(guided, target, steps, variants, budget)
+
+    targets = list(inverter.check_vectors(embeddings))
+    return inversion(parallel.each(search, targets, inverter.device, progress=progress))
 
 
 def _rounds(guided: Guided, target: Tensor, steps: int, variants: int, budget: float) -> Iterator[Step]:
     """The best guess for one target after each round."""
     population, queries = guided.begin(target), 0
-    new, longest = guided.first(population), guided.inverter.config.max_tokens + SLACK
+    new, longest = guided.first(population), LONGER * guided.inverter.config.max_tokens + SLACK
     for step in range(steps + 1):
         guided.embed({0: population}, {0: new})
         queries += len(new)

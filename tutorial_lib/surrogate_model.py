@@ -46,7 +46,7 @@ def features(ids: tuple[int, ...]) -> Mapping[Feature, float]:
 
 
 def _key(feature: Feature) -> int:
-    first, second, distance = (-_SHIFT, feature, 0) if isinstance(feature, int) else feature
+    first, second, distance = feature if isinstance(feature, tuple) else (-_SHIFT, feature, 0)
     return (distance * _BASE + first + _SHIFT) * _BASE + second + _SHIFT
 
 
@@ -152,7 +152,7 @@ class Surrogate(PieceValues):
         columns, met = self._find(np.array([_key(piece) for piece in pieces], dtype=np.int64))
         effects[met] = self._effects[columns]
         if self.words is not None:
-            alone = self.words.means([(piece,) if isinstance(piece, int) else () for piece in pieces])
+            alone = self.words.means([() if isinstance(piece, tuple) else (piece,) for piece in pieces])
             effects += alone @ self._alone
         return effects
 
