@@ -34,7 +34,7 @@ TEXTS = [f"ann lee{i} has asthma since may {i % 28 + 1}" for i in range(60)] + [
 class Embedder:
     """Words to ids, hashed words to vectors: enough of an embedder for the audit, and fast."""
 
-    name, dimension, max_tokens = "toy", D, 64
+    name, dimension, max_tokens, device = "toy", D, 64, "cpu"
 
     def __init__(self):
         self.queries = 0
@@ -42,6 +42,10 @@ class Embedder:
 
     def token_ids(self, texts):
         return [[self.words.setdefault(w, len(self.words)) for w in t.split()] for t in texts]
+
+    def decode(self, ids):
+        known = list(self.words)
+        return [" ".join(known[i] for i in row) for row in ids]
 
     def encode(self, texts, **_):
         self.queries += len(texts)
@@ -149,8 +153,9 @@ def test_longer_texts_may_be_bred(tmp_path, embedder, monkeypatch):
     assert "variants" not in settings
 
 
-def test_a_surrogate_chooses_row_by_row(tmp_path, embedder, monkeypatch):
+def test_a_surrogate_searches_for_a_row_on_every_core(tmp_path, embedder, monkeypatch):
     asked, embedded = [], []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
 
     class Listed:
         @classmethod
@@ -160,7 +165,7 @@ def test_a_surrogate_chooses_row_by_row(tmp_path, embedder, monkeypatch):
 
     def surrogate_search(vectors, *models, steps, variants, ahead, words):
         asked.append((len(vectors), steps, variants, ahead, isinstance(words, Listed)))
-        if len(asked) == 4:
+        if len(asked) == 3:
             raise KeyboardInterrupt
         return Lookup(embedder)(vectors, *models, steps=steps)
 
@@ -172,8 +177,8 @@ def test_a_surrogate_chooses_row_by_row(tmp_path, embedder, monkeypatch):
     options = {"sample": 6, "corrector": INVERTER, "variants": 16, "surrogate": True, "ahead": 3}
     with pytest.raises(KeyboardInterrupt):
         run_audit(url, embedder, tmp_path / "out", **options)
-    report = run_audit(url, embedder, tmp_path / "out", **options)  # the row of the kill again, and no other
-    assert asked == [(1, 3, 16, 3, True)] * 7
+    report = run_audit(url, embedder, tmp_path / "out", **options)  # the rows of the kill again, and no others
+    assert asked == [(2, 3, 16, 3, True)] * 4
     assert embedded == [("lee1", "has")] * 2  # once in each process
     assert (report.exact.value, report.exact.n) == (100.0, 6)
     assert (report.settings["surrogate"], report.settings["look-ahead"]) == (True, 3)
@@ -190,7 +195,10 @@ def test_a_surrogate_chooses_row_by_row(tmp_path, embedder, monkeypatch):
     assert embedded[1:] == [("lee1", "has"), ("ann",)]
 
     report = run_audit(url, embedder, tmp_path / "plain", **options | {"ahead": 1})
-    assert asked[-1] == (1, 3, 16, 1, False) and report.settings["look-ahead"] == 1
+    assert asked[-1] == (2, 3, 16, 1, False) and report.settings["look-ahead"] == 1
+    embedder.device = "meta"  # which the rows would have to share
+    run_audit(url, embedder, tmp_path / "device", **options)
+    assert asked[-1] == (1, 3, 16, 3, True)
     with pytest.raises(TutorialError, match="there are none: pass variants=32"):
         run_audit(url, embedder, tmp_path / "none", **options | {"variants": 0})
     with pytest.raises(TutorialError, match=r"^ahead=3 looks ahead in a surrogate: pass surrogate=True"):
@@ -198,18 +206,61 @@ def test_a_surrogate_chooses_row_by_row(tmp_path, embedder, monkeypatch):
     assert not (tmp_path / "none").exists()
 
 
-def test_an_audit_says_who_would_spend_more_on_long_texts():
-    row = {"id": "1", "guess": "", "cosine": 0.9, "queries": 1, "same": None, "guessed_pii": [], "guessed_names": 0}
-    row |= {"text": "", "length": 15, "f1": 50.0, "exact": False, "pii": [], "names": []}
-    scanned = {"scan": {"rows": 1, "skipped": 0, "norm": [1, 1, 1]}, "fit": {"verdict": "yes", "reason": ""}}
+ROW = {"id": "1", "guess": "", "cosine": 0.9, "queries": 1, "same": None, "guessed_pii": [], "guessed_names": 0}
+READ = ROW | {"text": "", "length": 15, "f1": 5.0, "exact": False, "pii": [], "names": []}  # its text is known
+SCANNED = {"scan": {"rows": 1, "skipped": 0, "norm": [1, 1, 1]}, "fit": {"verdict": "yes", "reason": ""}}
 
+
+def test_the_verdict_counts_every_row_and_names():
+    def verdict(*rows):
+        return summarise([{"settings": SETTINGS}, SCANNED, {"rows_done": rows}]).verdict
+
+    assert verdict(READ).startswith("This attack recovered little")
+    assert verdict(READ | {"names": [[False, True, True]]}).startswith("This attack recovered little")
+    assert "leak personal data" in verdict(READ | {"names": [[True, True, True]]})
+    assert "leak personal data" in verdict(READ | {"pii": [["email", True]]})
+    found = [ROW | {"same": True}] * 9  # nine of ten rows have no text: the tenth must not speak for them
+    assert "90.0 % (95 % interval" in verdict(READ, *found)
+
+
+def test_a_text_is_judged_by_what_the_embedder_saw_of_it(tmp_path, embedder, monkeypatch):
+    long = [f"word{i} ends by calling ( 415 ) 555 - 26{i}" for i in range(70, 80)]
+    monkeypatch.setattr(embedder, "max_tokens", 4)
+    cut = [" ".join(text.split()[:4]) for text in long]
+    vectors = embedder.encode(cut)
+
+    def found(vectors, *_, steps, **__):
+        texts = [cut[i] for i in (vectors @ embedder.encode(cut).T).argmax(axis=1)] if steps else cut[:1] * len(vectors)
+        return Inversion(texts, np.sum(embedder.encode(texts) * vectors, axis=1), np.ones(len(texts)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules[__name__], "TEXTS", long)
+        url = save(tmp_path, embedder, vectors=vectors)
+    report = run_audit(url, embedder, tmp_path / "out", invert=found, sample=10, names=["ends by"])
+    assert report.exact.value == 100.0 and report.pii == {}  # the number was never in a vector
+    assert report.names["full"].value == 100.0 and list(report.f1_by_length) == ["9–16"]
+
+
+def test_a_text_that_cannot_be_read_counts_as_none(tmp_path, embedder, monkeypatch):
+    def token_ids(texts):
+        if any("lee7 " in text for text in texts):
+            raise TextError("text 0 holds half a character")
+        return Embedder.token_ids(embedder, texts)
+
+    monkeypatch.setattr(embedder, "token_ids", token_ids)
+    report = run_audit(save(tmp_path, embedder), embedder, tmp_path / "out", sample=80)
+    assert (report.exact.n, report.rows) == (79, 80)
+    assert any("1 of 80 rows have no text beside the vector that could be read" in r for r in report.not_judged)
+
+
+def test_an_audit_says_who_would_spend_more_on_long_texts():
     def said(row, **settings):
-        report = summarise([{"settings": SETTINGS | settings}, scanned, {"rows_done": [row]}])
+        report = summarise([{"settings": SETTINGS | settings}, SCANNED, {"rows_done": [row]}])
         return any("1 of 1 texts are longer than 12 word pieces and did not come back" in r for r in report.not_judged)
 
-    assert said(row)
-    assert not said(row, surrogate=True)
-    assert not said(row | {"exact": True}) and not said(row | {"length": 12})
+    assert said(READ)
+    assert not said(READ, surrogate=True)
+    assert not said(READ | {"exact": True}) and not said(READ | {"length": 12})
 
 
 def test_a_list_is_embedded_once_and_put_in_at_last(tmp_path, embedder, monkeypatch):
@@ -744,6 +795,16 @@ def test_options_reach_the_models(tmp_path, embedder, parser, monkeypatch):
     _run(parser.parse_args([*common, "--words", str(tmp_path / "people")]))
     _run(parser.parse_args(common))
     assert given == [["ann", "lee1", "sun"], []]
+    pair = tmp_path / "run" / "inverter", tmp_path / "run" / "corrector"
+    for folder in pair:
+        folder.mkdir(parents=True)
+        (folder / "config.json").touch()
+    _run(parser.parse_args([*common, "--inverter", str(pair[0])]))
+    assert parser.loaded["corrector"] == (str(pair[1]),)
+    for asked, given in {"cuda": "cuda:1", "cuda:0": "cuda:0", "cpu": "cpu"}.items():  # in the second of two processes
+        monkeypatch.setattr("tutorial_lib.audit._launched", lambda: (2, 2, "cuda:1"))
+        _run(parser.parse_args([*common, "--device", asked]))
+        assert parser.loaded["embedder"] == ("all-MiniLM-L6-v2", given)
     embedder.closed = True
     parser.loaded.clear()
     with pytest.raises(TutorialError, match="is a table"):

@@ -339,6 +339,16 @@ def test_chroma(tmp_path):
         open_store(f"chroma://{tmp_path}/db#notes")
 
 
+def test_chroma_texts_may_begin_later(tmp_path):
+    chroma = pytest.importorskip("chromadb")
+    client = chroma.PersistentClient(path=str(tmp_path / "db"), settings=chroma.Settings(anonymized_telemetry=False))
+    notes = client.create_collection("notes")
+    notes.add(ids=["a"], embeddings=VECTORS[:1].tolist())
+    notes.add(ids=["b"], embeddings=VECTORS[1:2].tolist(), documents=TEXTS[1:2])
+    with open_store(f"chroma://{tmp_path}/db#notes") as store:
+        assert everything(store)[2] == [None, TEXTS[1]]
+
+
 def test_chroma_is_closed_before_its_copy_goes(tmp_path, monkeypatch):
     """Its engine holds the copy's files, which some systems do not remove while they are open."""
     chroma_notes(tmp_path)
@@ -451,6 +461,22 @@ def test_sqlite_files_of_any_name(tmp_path, monkeypatch, name):
     assert digest(tmp_path) == before
 
 
+def test_sqlite_with_a_write_ahead_log(tmp_path):
+    pytest.importorskip("apsw")
+    db = sqlite3.connect(tmp_path / "v.db")
+    db.execute("pragma journal_mode = wal")
+    db.execute("create table notes (id text, content text, emb blob)")
+    rows = [(f"r{i}", TEXTS[i], VECTORS[i].tobytes()) for i in range(N)]
+    db.executemany("insert into notes values (?, ?, ?)", rows)
+    db.commit()
+    assert (tmp_path / "v.db-wal").exists()
+    check(f"sqlite://{tmp_path}/v.db")  # what is still in the log is read too
+    db.close()  # the log goes into the file
+    before = digest(tmp_path)
+    check(f"sqlite://{tmp_path}/v.db")
+    assert digest(tmp_path) == before and [file.name for file in tmp_path.iterdir()] == ["v.db"]
+
+
 def test_sqlite_blobs_in_an_ordinary_table(tmp_path):
     pytest.importorskip("apsw")
     with sqlite3.connect(tmp_path / "v.db") as db:
@@ -510,6 +536,20 @@ def test_qdrant_local_mode(qdrant_folder):
         open_store(f"qdrant://{folder}#gone")
     with pytest.raises(StoreError, match=r"no Qdrant store .*meta\.json"):
         open_store(f"qdrant://{folder.parent}#notes")
+
+
+def test_qdrant_texts_may_begin_later(qdrant_folder):
+    """The first point has no payload: the others' texts are read all the same, by both readers."""
+    from tutorial_lib.stores.servers import QdrantServerStore
+
+    folder, client = qdrant_folder
+    client.clear_payload("notes", points_selector=[0])
+    with QdrantServerStore(parse_url("qdrant://localhost:6333#notes"), client) as store:
+        assert everything(store)[2] == [None, *TEXTS[1:]]
+    client.close()
+    with open_store(f"qdrant://{folder}#notes") as store:
+        ids, _, texts = everything(store)  # the changed point may come last
+        assert dict(zip(ids, texts, strict=True))["0"] is None and set(texts) == {None, *TEXTS[1:]}
 
 
 def test_qdrant_folders_of_any_name_are_only_read(qdrant_folder):

@@ -30,8 +30,8 @@ import numpy as np
 from .audit_journal import Journal, finished_lines
 from .audit_report import AuditReport, summarise
 from .audit_sample import Fit, Scan, fits, lost_lengths, scaling, scan
-from .cli_common import add_variants, at_least, hush, read_lines, read_words
-from .errors import CheckpointError, TutorialError
+from .cli_common import add_variants, at_least, corrector_beside, hush, read_lines, read_words
+from .errors import CheckpointError, TextError, TutorialError
 from .metrics import token_f1
 from .privacy.pii import check_names, find_pii, mask, name_hits, pii_hits
 from .privacy.pii import words as in_words
@@ -75,7 +75,8 @@ def audit(
     url: see `tutorial_lib.stores`.  sample: rows inverted.  steps, beam_width, edits: as in `search.invert`.
     variants: more than 0 searches with `breed`, that many texts a round: for those of more than twelve pieces.
     surrogate: `surrogate_search` chooses them instead (chapter 6), and looks `ahead` changes ahead: with more than 1 it
-    embeds every word of the embedder's vocabulary, once.  Then every row is a batch, since one may take a minute.
+    embeds every word of the embedder's vocabulary, once.  Then a batch has a row for each core, since a row may take a
+    minute.
     resume: continue an audit that was stopped; False refuses a folder that holds one.  show: keep the
     recovered texts readable in journal and report.  names: people to look for (an uncased embedder leaves
     no capitals to find names by).  words: a list to put into the guesses at last, see `word_lists.fill_in`.  Words are
@@ -159,7 +160,7 @@ def audit(
             words,
             str(settings["quantisation"]),
         )
-        together = 1 if surrogate else batch_size  # it takes one vector after the other anyway: a kill loses one text
+        together = _side_by_side(embedder) if surrogate else batch_size  # a kill loses a batch
         _invert(journal, found, attack, range(part - 1, len(found.ids), parts), together, seed, progress)
     report = summarise(journal.entries)
     report.save(out)
@@ -168,6 +169,13 @@ def audit(
     with suppress(FileNotFoundError):
         journal.sample.unlink()
     return report
+
+
+def _side_by_side(embedder: Embedder) -> int:
+    """Texts that a surrogate's search goes through at a time: one on each core of a CPU (`tutorial_lib.parallel`)."""
+    import torch
+
+    return torch.get_num_threads() if torch.device(embedder.device).type == "cpu" else 1
 
 
 def _scanned(store: Store, journal: Journal, sample: int, seed: int) -> Scan:
@@ -353,12 +361,18 @@ class _Attack:
         judged["guessed_names"] = sum(name_hits(n, guess)[0] for n in self.names)
         if text is None or not text.strip():
             return judged
-        truth, mine = self.embedder.token_ids([text, guess])
-        limit = self.embedder.max_tokens  # the embedder never saw what lies beyond
+        try:
+            truth, mine = self.embedder.token_ids([text, guess])
+        except TextError:  # half a character, say: no embedder read this
+            return judged
+        limit = self.embedder.max_tokens
+        length, truth = len(truth), truth[:limit]  # the embedder never saw what lies beyond
+        if length > limit:
+            text = self.embedder.decode([truth])[0]
         judged |= {
-            "length": len(truth),
+            "length": length,
             "exact": truth == mine,
-            "f1": 100 * token_f1(truth[:limit], mine),
+            "f1": 100 * token_f1(truth, mine),
             "pii": pii_hits(text, guess),
         }
         spoken = set(in_words(text))
@@ -396,7 +410,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--embedder", default="all-MiniLM-L6-v2", help="the model thought to have written the vectors"
     )
     parser.add_argument("--inverter", help="weights: a name, folder or Hub name (default: the embedder's)")
-    parser.add_argument("--corrector", help="weights of the corrector (default: the inverter's name)")
+    parser.add_argument("--corrector", help="weights of the corrector (default: beside the inverter's)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
     parser.add_argument("--sample", type=at_least(1), default=200, help="rows to invert (default 200)")
     parser.add_argument("--steps", type=at_least(0), default=20, help="rounds of correction (default 20)")
@@ -475,14 +489,16 @@ def _run(arguments: argparse.Namespace) -> AuditReport | None:
     names = read_lines(arguments.names, "names") if arguments.names else []
     open_store(arguments.url).close()  # a wrong address should not wait for the models to load
     hush()
-    embedder = Embedder.from_pretrained(arguments.embedder, device=arguments.device or device)
+    if device and (arguments.device or "cuda") == "cuda":
+        arguments.device = device  # each process its own GPU
+    embedder = Embedder.from_pretrained(arguments.embedder, device=arguments.device)
     _check_models(embedder)  # before models are looked for that a table may not have
     named = arguments.inverter or arguments.embedder
     report = audit(
         arguments.url,
         embedder,
         Inverter.from_pretrained(named),
-        Corrector.from_pretrained(arguments.corrector or named) if arguments.steps else None,
+        Corrector.from_pretrained(arguments.corrector or corrector_beside(named)) if arguments.steps else None,
         sample=arguments.sample,
         steps=arguments.steps,
         beam_width=arguments.beam,

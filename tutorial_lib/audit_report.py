@@ -127,6 +127,7 @@ def summarise(entries: Sequence[Mapping[str, Any]]) -> AuditReport:
     rows = [row for e in entries for row in e.get("rows_done", ())]
     judged = [r for r in rows if "exact" in r]
     blind = [r for r in rows if "exact" not in r and r["same"] is not None]
+    whole = proportion([r["exact"] for r in judged] + [r["same"] for r in blind]) if judged or blind else None
     exact = proportion([r["exact"] for r in judged]) if judged else None
     same = proportion([r["same"] for r in blind]) if blind else None
     f1 = bootstrap([r["f1"] for r in judged]) if judged else None
@@ -157,7 +158,7 @@ def summarise(entries: Sequence[Mapping[str, Any]]) -> AuditReport:
         examples=sorted(rows, key=lambda r: (-r.get("f1", 0.0), -r["cosine"]))[:WORST],
         queries=sum(e.get("queries", 0) for e in entries) + sum(r["queries"] for r in rows),
         seconds=sum(e.get("seconds", 0.0) for e in entries),
-        verdict=_verdict(fit, exact, same, f1, pii),
+        verdict=_verdict(fit, whole, f1, [*(hit for hits in pii.values() for hit in hits), *(h[0] for h in named)]),
         not_judged=_not_judged(settings, scan, fit, rows, judged),
     )
     return report
@@ -175,24 +176,22 @@ def _by_length(judged: Sequence[Mapping[str, Any]], max_tokens: int) -> dict[str
 
 def _verdict(
     fit: Mapping[str, Any],
-    exact: Estimate | None,
-    same: Estimate | None,
+    whole: Estimate | None,
     f1: Estimate | None,
-    pii: Mapping[str, list[bool]],
+    personal: Sequence[bool],
 ) -> str:
-    """One plain sentence, worst finding first."""
+    """One plain sentence, worst finding first; personal: whether each known item and full name came back."""
     if fit["verdict"] == "no":
         return (
             "Not judged: this inverter cannot read these vectors, which is no evidence that another "
             "could not."
         )
-    whole = exact or same
     if whole is not None and whole.value >= 10:
         return f"These vectors are about as private as their text: {_share(whole)} of the sample came back."
-    if any(hit for hits in pii.values() for hit in hits):
+    if any(personal):
         return (
             "These vectors leak personal data: "
-            "some items came back although most texts did not come back whole."
+            "some names or other items came back although most texts did not come back whole."
         )
     if f1 is not None and f1.value >= 30:
         return (
@@ -225,7 +224,7 @@ def _not_judged(
     if rows and len(judged) < len(rows):
         missing = len(rows) - len(judged)
         how = "too coarsely stored to tell by cosine" if rows[0]["same"] is None else "judged by cosine alone"
-        reasons.append(f"{missing} of {len(rows)} rows have no text beside the vector: {how}")
+        reasons.append(f"{missing} of {len(rows)} rows have no text beside the vector that could be read: {how}")
     long = sum(r["length"] > max_tokens for r in judged)
     if max_tokens and long:
         reasons.append(

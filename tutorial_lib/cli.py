@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .audit import add_parser as add_audit
-from .cli_common import add_variants, at_least, example, hush, print_json, read_words
+from .cli_common import add_variants, at_least, corrector_beside, example, hush, print_json, read_words
 from .cli_data import add_data
 from .cli_reproduce import add_reproduce
 from .cli_train import add_train
@@ -223,16 +223,8 @@ def load_models(arguments: argparse.Namespace) -> tuple[Embedder, Inverter, Corr
     inverter = Inverter.from_pretrained(named).to(embedder.device)
     if not arguments.steps:
         return embedder, inverter, None
-    corrector = Corrector.from_pretrained(arguments.corrector or _corrector_beside(named))
+    corrector = Corrector.from_pretrained(arguments.corrector or corrector_beside(named))
     return embedder, inverter, corrector.to(embedder.device)
-
-
-def _corrector_beside(inverter: str) -> str:
-    """Where the corrector of these weights is sought: beside RUN/inverter in RUN/corrector, else under their name."""
-    folder = Path(inverter)
-    beside = folder.parent / "corrector"
-    pair = folder.name == "inverter" and all((each / "config.json").is_file() for each in (folder, beside))
-    return str(beside) if pair else inverter
 
 
 # ---- invert --------------------------------------------------------------------------------------------

@@ -72,6 +72,14 @@ def read_words(source: str | None, embedder: Embedder) -> list[str]:
     return (census_names() if source == "census" else read_lines(source, "words")) + whole_words(embedder)
 
 
+def corrector_beside(inverter: str) -> str:
+    """Where the corrector of these weights is sought: beside RUN/inverter in RUN/corrector, else under their name."""
+    folder = Path(inverter)
+    beside = folder.parent / "corrector"
+    pair = folder.name == "inverter" and all((each / "config.json").is_file() for each in (folder, beside))
+    return str(beside) if pair else inverter
+
+
 def add_variants(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """Options of the searches that recombine guesses (chapters 5 and 6)."""
     parser.add_argument(
@@ -79,7 +87,7 @@ def add_variants(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> N
         type=at_least(0),
         default=0,
         help="recombinations of guesses tried a round, instead of corrections and edits: for texts of more than twelve "
-        "word pieces; try --variants 32 --steps 120 (default 0: none)",
+        "word pieces (with --surrogate, of more than eight); try --variants 32 --steps 120 (default 0: none)",
     )
     parser.add_argument(
         "--surrogate",

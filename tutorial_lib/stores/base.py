@@ -236,9 +236,15 @@ def existing(url: StoreURL, *, folder: bool = False) -> str:
 def sqlite_uri(path: str) -> str:
     """The URI that opens a SQLite file for reading only.
 
-    Unescaped, a ? or # in the path would end it, and `mode=ro` with it: SQLite would then create a file.
+    Unescaped, a ? or # in the path would end it, and `mode=ro` with it: SQLite would then create a file.  Even a reader
+    leaves files beside a database with a write-ahead log, unless told that nobody writes; where there is no log, nobody
+    does.
     """
-    return f"file://{quote(os.path.abspath(path))}?mode=ro"
+    at = os.path.abspath(path)
+    with open(at, "rb") as file:
+        logged = file.read(20)[18:] == b"\x02\x02"  # https://www.sqlite.org/fileformat.html, 1.3.3
+    unchanging = "&immutable=1" if logged and not os.path.exists(f"{at}-wal") else ""
+    return f"file://{quote(at)}?mode=ro{unchanging}"
 
 
 def choose(
@@ -281,6 +287,9 @@ def first_line(error: BaseException) -> str:
     """An engine's error message cut to its first line, for the end of a sentence."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
+
+
+LOOKED_AT = 200  # rows in which a text is looked for: the first may be without one
 
 
 def texts_or_none(values: Sequence[Any] | None) -> list[str | None] | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import StoreError
 from .base import (
+    LOOKED_AT,
     VECTOR_COLUMNS,
     Raw,
     Store,
@@ -106,7 +107,8 @@ class ChromaStore(Store):
                 choose(url.table, names, (), "collection", str(url), "#collection")
             )
             self.count = self._collection.count()
-            first = self._collection.get(limit=1, include=["embeddings", "documents"])
+            first = self._collection.get(limit=1, include=["embeddings"])
+            documents = self._collection.get(limit=LOOKED_AT, include=["documents"])["documents"]
         except StoreError:
             self.close()
             raise
@@ -114,11 +116,7 @@ class ChromaStore(Store):
             self.close()
             raise StoreError(f"{url} could not be opened as a Chroma store: {first_line(error)}") from error
         self.dimension = len(first["embeddings"][0]) if self.count else 0
-        self.has_text = (
-            bool(self.count) and first["documents"] is not None and first["documents"][0] is not None
-        )
-        if url.options.get("text") == "":
-            self.has_text = False
+        self.has_text = url.options.get("text") != "" and any(text is not None for text in documents or ())
         self.stored = "float32 vectors in a Chroma collection"
 
     def _read(self, size: int, offset: int) -> Iterator[Raw]:

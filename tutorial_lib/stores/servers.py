@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import StoreError
 from .base import (
+    LOOKED_AT,
     NO_URL,
     VECTOR_COLUMNS,
     Raw,
@@ -66,8 +67,8 @@ class QdrantStore(Store):
         values = None if vector is None else np.asarray(vector, dtype=np.float32) - self._centre
         return values, None if text is None else str(text)
 
-    def _find_text(self, url: StoreURL, payload: dict[str, Any] | None) -> None:
-        self._text = text_column(url, sorted(payload or {}))
+    def _find_text(self, url: StoreURL, payloads: Iterable[dict[str, Any] | None]) -> None:
+        self._text = text_column(url, sorted({key for payload in payloads for key in payload or {}}))
         self.has_text = self._text is not None
 
 
@@ -90,7 +91,7 @@ class QdrantServerStore(QdrantStore):
             self._name = choose(url.table, names, (), "collection", str(url), "#collection")
             info = client.get_collection(self._name)
             self.count = client.count(self._name, exact=True).count
-            points, _ = client.scroll(self._name, limit=1, with_vectors=False)
+            points, _ = client.scroll(self._name, limit=LOOKED_AT, with_vectors=False)
         except StoreError:
             raise
         except Exception as error:  # HTTP and connection errors of several classes
@@ -101,7 +102,7 @@ class QdrantServerStore(QdrantStore):
             raise StoreError(f"no Qdrant server answered at {url}: {first_line(error)}") from error
         config = info.config.model_dump()
         self._describe(url, config["params"]["vectors"], config.get("quantization_config"))
-        self._find_text(url, points[0].payload if points else None)
+        self._find_text(url, [point.payload for point in points])
 
     def _read(self, size: int, offset: int) -> Iterator[Raw]:
         # Qdrant resumes from a point id, not a row number: finished rows are scrolled past without vectors.
@@ -171,11 +172,11 @@ class QdrantLocalStore(QdrantStore):
         self._db = sqlite3.connect(sqlite_uri(path), uri=True)
         try:
             self.count = self._db.execute("select count(*) from points").fetchone()[0]
-            first = self._db.execute("select point from points limit 1").fetchone()
+            first = self._db.execute("select point from points limit ?", (LOOKED_AT,)).fetchall()
         except sqlite3.Error as error:
             raise StoreError(f"{url} could not be read: {first_line(error)}") from error
         self._describe(url, collections[name]["vectors"], collections[name].get("quantization_config"))
-        self._find_text(url, self._point(first[0]).payload if first else None)
+        self._find_text(url, [self._point(blob).payload for (blob,) in first])
 
     def _point(self, blob: bytes) -> Any:
         return _PointsOnly(io.BytesIO(blob)).load()
