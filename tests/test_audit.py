@@ -24,6 +24,7 @@ from tutorial_lib.audit_sample import scaled_like, scan
 from tutorial_lib.errors import CheckpointError, StoreError, TextError, TutorialError, VectorError
 from tutorial_lib.privacy import SecretRotation, unit
 from tutorial_lib.stores import open_store
+from tutorial_lib.word_lists import WordList  # noqa: F401  # imported before a test replaces what it imports
 
 D = 24
 TEXTS = [f"ann lee{i} has asthma since may {i % 28 + 1}" for i in range(60)] + [
@@ -801,10 +802,10 @@ def test_options_reach_the_models(tmp_path, embedder, parser, monkeypatch):
         (folder / "config.json").touch()
     _run(parser.parse_args([*common, "--inverter", str(pair[0])]))
     assert parser.loaded["corrector"] == (str(pair[1]),)
-    for asked, given in {"cuda": "cuda:1", "cuda:0": "cuda:0", "cpu": "cpu"}.items():  # in the second of two processes
+    for asked, taken in {"cuda": "cuda:1", "cuda:0": "cuda:0", "cpu": "cpu"}.items():  # in the second of two processes
         monkeypatch.setattr("tutorial_lib.audit._launched", lambda: (2, 2, "cuda:1"))
         _run(parser.parse_args([*common, "--device", asked]))
-        assert parser.loaded["embedder"] == ("all-MiniLM-L6-v2", given)
+        assert parser.loaded["embedder"] == ("all-MiniLM-L6-v2", taken)
     embedder.closed = True
     parser.loaded.clear()
     with pytest.raises(TutorialError, match="is a table"):
