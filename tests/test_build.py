@@ -185,6 +185,16 @@ def test_an_interrupted_build_goes_on_where_it_stopped(clone: Path) -> None:
     assert verify.check(Book(clone)) == ([], [])
 
 
+def test_outputs_edited_by_hand_are_not_taken_for_a_run(clone: Path) -> None:
+    published = clone / "book" / "01_tiny.ipynb"
+    before = published.read_bytes()
+    edit(published, "40.0", "40.1")  # the claim allows as much
+    assert run(clone) == [] and published.read_bytes() == before  # out of the run folder
+    edit(published, "40.0", "40.1")
+    shutil.rmtree(clone / "_build")
+    assert run(clone) == ["01_tiny: executing (profile cpu)"] and published.read_bytes() == before
+
+
 def test_nothing_is_published_while_a_claim_does_not_hold(clone: Path) -> None:
     before = (clone / "book" / "01_tiny.ipynb").read_bytes()
     edit(clone / "book" / "claims.yml", "value: 40", "value: 50")
