@@ -45,10 +45,10 @@ def fill(folder: str, rows: int, device: str | None) -> None:
     lancedb.connect(folder).create_table("notes", table)
 
 
-def done(journal: Path) -> list[int]:
-    """Rows in each finished batch of an audit's journal."""
+def done(journal: Path) -> list[str]:
+    """Ids of the rows that an audit's journal holds, in its order."""
     lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
-    return [len(json.loads(line).get("rows_done", ())) for line in lines if line.endswith("}")]
+    return [row["id"] for line in lines if line.endswith("}") for row in json.loads(line).get("rows_done", ())]
 
 
 def main() -> None:
@@ -69,13 +69,13 @@ def main() -> None:
         started = time.monotonic()
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         peak = 0
-        while first.poll() is None and sum(done(out / "journal.jsonl")) < given.sample // 2:
+        while first.poll() is None and len(done(out / "journal.jsonl")) < given.sample // 2:
             time.sleep(0.5)
             with open(f"/proc/{first.pid}/status") as status:
                 peak = max([peak, *(int(line.split()[1]) // 1024 for line in status if "VmHWM" in line)])
         first.kill()
         first.wait()
-        killed, before = time.monotonic() - started, sum(done(out / "journal.jsonl"))
+        killed, before = time.monotonic() - started, len(done(out / "journal.jsonl"))
         started = time.monotonic()
         second = subprocess.run([*command, "--resume"], capture_output=True, text=True)
         if second.returncode:
@@ -83,7 +83,10 @@ def main() -> None:
         resumed = time.monotonic() - started
         report = json.loads(second.stdout)
         peak = max(peak, *(int(line.split()[1]) for line in second.stderr.splitlines() if line.startswith("peak")))
-        repeated = sum(done(out / "journal.jsonl")) - report["rows"]
+        rows = done(out / "journal.jsonl")
+        repeated = len(rows) - len(set(rows))
+        if len(set(rows)) != min(given.sample, given.rows):
+            sys.exit(f"{len(set(rows))} of {min(given.sample, given.rows)} rows were inverted")
         exact = (report["exact"] or {"value": float("nan")})["value"]
         print("rows,done at kill,repeated,seconds to kill,seconds after,rows a second,queries,peak MB,exact %,machine")
         print(

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 from torch.nn import functional
 
 from tutorial_lib import Corrector, Embedder, Inverter, TrainConfig, evaluate, invert, passages, train, training
@@ -38,7 +39,6 @@ COLUMNS = ("question", "setting", "seed", "kind", "sequences", "max_tokens", "se
            "exact", "cosine", "queries", "n", "settings")  # fmt: skip
 SUMMARY = ("question", "setting", "budget", "seeds", "nats", "low", "high", "gain", "gain_low", "gain_high", "bleu",
            "exact", "decision")  # fmt: skip
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # Student's t, by number of seeds
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, float("nan"), float("nan")
-    half = T95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return mean, mean - half, mean + half
 
 

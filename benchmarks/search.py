@@ -119,6 +119,7 @@ def watch(clock: Clock, embedder: Embedder, models: Sequence[Any]) -> None:
         if hasattr(model, "decoder_inputs"):
             clock.watch("networks", model, "decoder_inputs")
         clock.watch("networks", model.backbone.encoder, "forward")
+        clock.watch("networks", model.backbone.decoder, "forward")
         clock.watch("networks", model.backbone, "forward")
 
 

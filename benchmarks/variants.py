@@ -79,7 +79,8 @@ def main() -> None:
     texts = texts[given.skip :]
     vectors = embedder.encode(texts)
     if given.longest:
-        variants.SLACK = surrogate.SLACK = given.longest - inverter.config.max_tokens
+        variants.SLACK = given.longest - inverter.config.max_tokens
+        surrogate.SLACK = given.longest - surrogate.LONGER * inverter.config.max_tokens
     for part in given.only:
         stand_ins = without(part)
         real = {name: getattr(variants, name) for name in stand_ins}

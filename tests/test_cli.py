@@ -345,6 +345,7 @@ def long(text: str) -> str:
         (["--vectors", "nan.npy"], "NaN"),
         (["--vectors", "inf.npy"], "infinity"),
         (["--vectors", "zero.npy"], "all zeros"),
+        (["--vectors", "many.npy"], "has 31 rows and at most 30 are inverted at once; take a sample"),
         (["peace", "--steps", "-1"], "'-1' is not a whole number of at least 0"),
         (["peace", "--steps", "many"], "'many' is not a whole number"),
         (["peace", "--beam", "0"], "'0' is not a whole number of at least 1"),
@@ -365,6 +366,8 @@ def test_bad_input_is_one_sentence(
     for name, value in (("nan", np.nan), ("inf", np.inf)):
         np.save(f"{name}.npy", np.where(np.arange(384) == 5, np.float32(value), good))
     np.save("zero.npy", good * np.float32([[1], [0], [1]]))
+    np.save("many.npy", np.resize(good, (31, 384)))
+    monkeypatch.setattr(cli, "_MOST", 30)
     status, out, err = say("invert", *words)
     assert (status, out) == (2, "")
     assert re.search(sentence, err)
@@ -583,6 +586,14 @@ def test_an_older_card_of_an_inverter_may_repeat_a_default_of_its_day() -> None:
         cli_train.training_config(parsed("inverter", "--max-steps", "3", "--corrupted", "0.5"))
 
 
+def test_a_damaged_inverter_is_one_sentence(say: Any, tmp_path: Path) -> None:
+    beside = tmp_path / "run" / "inverter"
+    beside.mkdir(parents=True)
+    (beside / "config.json").write_text('{"max_tokens": 1')  # cut short
+    status, out, err = say("train", "corrector", "--output", str(tmp_path / "run" / "corrector"), "--max-steps", "5")
+    assert status == 2 and not out and "is damaged; train or fetch the inverter again" in err
+
+
 def test_a_corrector_finds_the_inverter_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("corrector", "--max-steps", "3", "--output", "run/corrector")
@@ -729,7 +740,7 @@ def test_interrupted(say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cli_train, "_train", interrupt)
     status, _, err = say("train", "inverter")
     assert status == 130
-    assert "go on with --resume" in err
+    assert "go on from the last checkpoint, if one was written, with --resume" in err
 
 
 def test_a_full_disk_is_one_sentence(say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,26 @@ def test_collect_writes_files_that_training_reads(local: Path) -> None:
     assert again == manifest
 
 
+def test_what_is_killed_leaves_no_half_of_a_source(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect(local, ["tales"])
+    before = {path: path.read_bytes() for path in local.rglob("*.txt")}
+    write, written = Path.write_text, []
+
+    def stopped(path: Path, *rest: Any, **options: Any) -> int:
+        written.append(path)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return write(path, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            collect(local, ["tales"])
+    assert {path: path.read_bytes() for path in (local / "general").rglob("*.txt")} == before
+    collect(local, ["tales"])
+    assert {path: path.read_bytes() for path in local.rglob("*.txt")} == before  # and nothing is left over
+
+
 def test_a_source_fetched_alone_joins_those_on_the_disk(local: Path) -> None:
     collect(local, ["odes"])
     collect(local, ["tales"])

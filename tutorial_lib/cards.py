@@ -143,8 +143,8 @@ def _sources(manifest: Path) -> list[dict[str, Any]]:
 
 
 def _hardware() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    if torch.cuda.is_available():  # one process has one GPU, however many there are
+        return f"{os.environ.get('WORLD_SIZE', '1')} x {torch.cuda.get_device_name()}"
     bf16 = "with" if torch.cpu._is_avx512_bf16_supported() else "without"
     return f"{os.cpu_count()} CPU cores ({platform.machine()}, {bf16} AVX-512 bfloat16)"
 

@@ -83,8 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-_RESUMABLE = dict.fromkeys(("train", "audit"), "; what was finished is saved, go on with --resume")
-_RESUMABLE["reproduce"] = "; what was finished is saved, the same command goes on"
+_RESUMABLE = {
+    "train": "; go on from the last checkpoint, if one was written, with --resume",
+    "audit": "; what was finished is saved, go on with --resume",
+    "reproduce": "; what was finished is saved, the same command goes on",
+}
 
 
 class _Version(argparse.Action):
@@ -309,6 +312,9 @@ def _given_texts(words: Sequence[str]) -> list[str]:
     return texts
 
 
+_MOST = 100_000  # vectors of one `invert`: half a gigabyte of the widest
+
+
 def _read_vectors(url: str) -> np.ndarray:
     """float32 [n, d] from a file or store. Raises StoreError or VectorError in one sentence."""
     import numpy as np
@@ -316,6 +322,11 @@ def _read_vectors(url: str) -> np.ndarray:
     from .stores import open_store
 
     with open_store(url) as store:
+        if store.count > _MOST:
+            raise TutorialError(
+                f"{url} has {store.count:,} rows and at most {_MOST:,} are inverted at once; "
+                "take a sample of them with `tutorial-lib audit`."
+            )
         return np.concatenate([batch.vectors for batch in store.batches()])
 
 

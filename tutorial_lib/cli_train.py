@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_common import at_least, example, hush, positive, print_json, share
-from .errors import TutorialError
+from .errors import CheckpointError, TutorialError
 
 if TYPE_CHECKING:
     from .training import TrainConfig
@@ -180,7 +180,10 @@ def _beside_its_inverter(given: dict[str, Any], embedder: str) -> dict[str, Any]
     named = given.setdefault("inverter", str(beside) if (beside / "config.json").is_file() else embedder)
     folder = resolve(named, "inverter")
     if folder is not None:
-        length = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_tokens")
+        try:
+            length = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_tokens")
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{folder / 'config.json'} is damaged; train or fetch the inverter again.") from error
         if length:
             given.setdefault("max_tokens", length)
     return given

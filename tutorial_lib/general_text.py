@@ -350,8 +350,9 @@ def collect(
         raise CorpusError("No source of general text could be fetched; see that apt can reach its servers.")
     entries = _with_earlier(entries, output)
     manifest = {"sources": entries, "blocks": BLOCKS, "unicode": unicodedata.unidata_version}
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    (output / "manifest.json").write_text(text, encoding="utf-8")
+    from tutorial_lib.cards import write_whole  # here: it brings PyTorch
+
+    write_whole(output / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
 
 
@@ -388,13 +389,18 @@ def _write(source: Source, folder: Path, output: Path, gate: Filter) -> dict[str
         blocks.setdefault(name, []).extend(kept)
     if not count:
         raise CorpusError(f"{source.package} holds no prose where it is expected; its layout must have changed.")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    # Written elsewhere first, outside of the folder that training reads: what is killed leaves no half of a source.
+    part = output / "packages" / f"{source.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     for name, lines in blocks.items():
-        (target / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (part / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     copyright_note = next(iter(folder.glob("usr/share/doc/*/copyright")), None)
     if copyright_note is not None:
-        shutil.copy(copyright_note, target / "copyright")
+        shutil.copy(copyright_note, part / "copyright")
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.rename(target)
     return {
         "source": source.name,
         "package": source.package,
