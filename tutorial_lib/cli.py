@@ -273,7 +273,7 @@ def _invert(arguments: argparse.Namespace) -> int:
         vectors = embedder.encode(texts, truncate=arguments.truncate)
         from .surrogate import LONGER
 
-        _warn(texts, embedder, inverter, reach=LONGER if arguments.surrogate else 1)
+        _warn(texts, embedder, inverter, reach=LONGER if arguments.surrogate and arguments.steps else 1)
     else:
         from .audit_sample import scaled_like
 
@@ -312,7 +312,7 @@ def _given_texts(words: Sequence[str]) -> list[str]:
     return texts
 
 
-_MOST = 100_000  # vectors of one `invert`: half a gigabyte of the widest
+_MOST = 100_000  # vectors of one `invert`, which holds them twice: 300 MB of 384 values
 
 
 def _read_vectors(url: str) -> np.ndarray:
@@ -332,17 +332,17 @@ def _read_vectors(url: str) -> np.ndarray:
 
 def _warn(texts: Sequence[str], embedder: Embedder, inverter: Inverter, *, reach: int) -> None:
     """Say what cannot come back, before someone takes it for a fault of the search. ``reach``: how many times as long
-    as those of the training texts may be that the search finds."""
+    as those of the training the texts may grow in the search."""
     trained, unknown = inverter.config.max_tokens, embedder.tokenizer.unk_token_id
     for text, ids in zip(texts, embedder.token_ids(texts), strict=True):
         if unknown in ids:
             print(
                 f"note: {text!r} has characters unknown to {embedder.name}; they are lost.", file=sys.stderr
             )
-        if len(ids) > reach * trained:
+        if len(ids) > trained:
+            hope = "few so long come back whole" if len(ids) <= reach * trained else "expect fragments"
             print(
-                f"note: {text!r} has {len(ids)} word pieces and the weights were trained for {trained}; "
-                "expect fragments.",
+                f"note: {text!r} has {len(ids)} word pieces and the weights were trained for {trained}; {hope}.",
                 file=sys.stderr,
             )
 

@@ -93,8 +93,8 @@ def add_variants(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> N
         "--surrogate",
         action="store_true",
         help="let a model that learns from the embedder's answers choose among the variants, for far fewer queries, "
-        "as many texts at a time as there are cores, with no rounds shown on the way; texts may be twice as long as "
-        "those the weights were trained for; try --steps 30",
+        "with no rounds shown on the way; on a CPU as many texts at a time as there are cores; reaches a little beyond "
+        "the length that the weights were trained for; try --steps 30",
     )
     parser.add_argument(
         "--ahead",

@@ -391,16 +391,19 @@ def _write(source: Source, folder: Path, output: Path, gate: Filter) -> dict[str
         raise CorpusError(f"{source.package} holds no prose where it is expected; its layout must have changed.")
     # Written elsewhere first, outside of the folder that training reads: what is killed leaves no half of a source.
     part = output / "packages" / f"{source.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    for left in (part, part.with_suffix(".old")):
+        shutil.rmtree(left, ignore_errors=True)
     part.mkdir(parents=True)
     for name, lines in blocks.items():
         (part / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     copyright_note = next(iter(folder.glob("usr/share/doc/*/copyright")), None)
     if copyright_note is not None:
         shutil.copy(copyright_note, part / "copyright")
-    shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():  # out of the way and into place in two renames, between which hardly anything can happen
+        target.rename(part.with_suffix(".old"))
     part.rename(target)
+    shutil.rmtree(part.with_suffix(".old"), ignore_errors=True)
     return {
         "source": source.name,
         "package": source.package,
