@@ -101,7 +101,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=("inverter", "corrector"))
-    parser.add_argument("--steps", type=int, default=20, help="timed, after five that warm up (a corrector: more)")
+    parser.add_argument("--steps", type=int, default=20, help="timed, after five to warm up; a corrector: whole cycles")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--layers", type=int, default=3)
@@ -116,7 +116,8 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     warm, steps = 5, arguments.steps
     if arguments.kind == "corrector":  # its guesses are written all at once, every so many steps: whole cycles only
-        steps = TrainConfig.pool * TrainConfig.reuse * -(-steps // (TrainConfig.pool * TrainConfig.reuse))
+        cycle = TrainConfig.pool * TrainConfig.reuse
+        steps = cycle * -(-steps // cycle)
     shape: dict[str, Any] = {"layers": arguments.layers, "width": arguments.width}
     shape["num_pseudo_tokens"] = arguments.num_pseudo_tokens
     if arguments.kind == "corrector":
