@@ -257,6 +257,21 @@ def test_smoke_runs_elsewhere_and_keeps_its_hands_off_the_published(clone: Path)
     assert run(clone, profile="smoke")[0] == "01_tiny: executing (profile smoke)"  # nothing is remembered
 
 
+def test_a_chapter_built_alone_is_compared_with_those_published_before(clone: Path) -> None:
+    other = CHAPTER.replace('report("mean"', 'report("wider"').replace('report("word", "vector")', "")
+    other = other.replace("The mean is {report}`mean`; the paper has {paper}`mean`.", "It is {report}`wider`.")
+    (clone / "book" / "02_wide.md").write_text(other, encoding="utf-8")
+    profile = "  02_wide: {minutes: {cpu: 1}, cpu: {n: 4}, smoke: {n: 1}}\n"
+    edit(clone / "book" / "profiles.yml", "  01_tiny:", profile + "  01_tiny:")
+    claim = "claims:\n  wider: {chapter: 02_wide, what: w, ours: {cpu: {value: 40, tolerance: 1}}}"
+    edit(clone / "book" / "claims.yml", "claims:", claim)
+    edit(clone / "book" / "claims.yml", "[mean > 5]", "[mean > 5, wider.value > mean.high, wider < 50]")
+    with pytest.raises(ClaimError, match=r"order 'wider\.value > mean\.high' does not hold.*: 40 > 41"):
+        run(clone, chapters=["02"])
+    edit(clone / "book" / "claims.yml", "wider.value > mean.high", "wider.high > mean.low")
+    assert run(clone, chapters=["02"]) == []
+
+
 @pytest.mark.parametrize(
     ("cell", "complaint"),
     [

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tutorial_lib import cli, cli_common, cli_train
 from tutorial_lib.errors import TutorialError
@@ -752,6 +753,38 @@ def test_a_full_disk_is_one_sentence(say: Callable[..., Said], monkeypatch: pyte
 
     monkeypatch.setattr(cli, "_invert", full)
     assert say("invert", "peace") == (2, "", "tutorial-lib invert: No space left on device (runs).\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:125] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_full_memory_is_one_sentence_that_says_what_helps(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_invert", full)
+    monkeypatch.setattr(cli_train, "_train", full)
+    for command, advice in ((("invert", "peace"), "fewer texts"), (("train", "inverter"), "smaller --batch-size")):
+        status, out, err = say(*command)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "memory is full" in err
+        assert advice in err
+
+
+def test_a_mistake_of_ours_is_no_full_memory(say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: Any) -> int:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(cli, "_invert", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        say("invert", "peace")
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -360,6 +360,35 @@ def test_every_process_goes_by_the_clock_of_the_first(monkeypatch: pytest.Monkey
         assert run.clock() == seconds
 
 
+def test_processes_rewrite_their_guesses_in_the_same_step_after_a_resume(
+    config: TrainConfig, trained: str, embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others draw guesses anew; had they begun at the pool's beginning, the first would wait at every rewriting."""
+    theirs = replace(config, kind="corrector", inverter=trained, max_steps=3, pool=2, reuse=4)
+    train(theirs, progress=False)
+    runs = []
+    for main in (True, False):
+        monkeypatch.setattr(training.Accelerator, "is_main_process", property(lambda _, main=main: main))
+        windows = Windows(theirs, embedder)
+        accelerator = training.Accelerator(mixed_precision=training._precision())
+        run = training._Run(theirs, accelerator, embedder, windows, build_model(theirs, embedder, windows))
+        run.load(Path(theirs.output) / "checkpoint.pt")
+        assert bool(run.guesses and run.guesses.state) == main
+        run.one_step()
+        runs.append(run.guesses.cursor if run.guesses else None)
+    assert runs == [4 * config.batch_size] * 2
+
+
+@pytest.mark.parametrize(("asked", "precision"), [("0", "bf16"), ("1", "no")])
+def test_a_gpu_that_accelerate_was_told_not_to_use_sets_no_precision(
+    monkeypatch: pytest.MonkeyPatch, asked: str, precision: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(training, "fast_dtype", lambda d: torch.bfloat16 if d.type == "cuda" else torch.float32)
+    assert training._precision() == precision
+
+
 def test_a_truncated_checkpoint_is_refused(config: TrainConfig) -> None:
     output = train(replace(config, segment_minutes=1e-9), progress=False)
     data = (output / "checkpoint.pt").read_bytes()

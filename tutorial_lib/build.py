@@ -14,14 +14,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nbformat import NotebookNode
 
 from . import notebooks
 from .book import Book, published_numbers, read_json, write
-from .claims import SMOKE, compare, reported, union
+from .claims import SMOKE, Reported, compare, reported, union
 from .errors import ClaimError, TutorialError
 from .runtime import PROFILES
 from .verify import bring_up_to_date
@@ -57,6 +57,8 @@ def build_book(
     }
     numbers = {stem: reported(notebook) for stem, notebook in executed.items()}
     problems = compare(numbers, book.claims, profile, partial=bool(chapters))
+    if publishing:
+        problems += _between(book, union(numbers.values()), profile)
     if problems:
         raise ClaimError("\n".join([*problems, f"The notebooks are under {runs}."]))
     known = union([published_numbers(book), *numbers.values()])
@@ -87,6 +89,17 @@ def _choose(book: Book, chapters: Sequence[str]) -> list[str]:
             )
         chosen += [stem for stem in found if stem not in chosen]
     return chosen
+
+
+def _between(book: Book, new: Mapping[str, Reported], profile: str) -> list[str]:
+    """What fails of the orders between numbers of chapters built now and of those published before."""
+    known, found = published_numbers(book) | dict(new), []
+    for order in book.claims.orders:
+        operands = [operand.partition(".")[0].strip() for operand in re.split("[<>]=?", order.rule)]
+        names = {operand for operand in operands if not re.fullmatch(r"-?\d*", operand)}
+        if names <= known.keys() and names & new.keys() and names - new.keys():
+            found.append(order.disagreement(known, profile))
+    return [problem for problem in found if problem]
 
 
 def _executed(book: Book, stem: str, profile: str, runs: Path, force: bool, echo: Echo) -> NotebookNode:

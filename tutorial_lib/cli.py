@@ -77,12 +77,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `| head` took what it wanted; without this Python would complain about the pipe once more on exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        print(f"{name}: this machine's memory is full; {_SMALLER.get(arguments.command, _FEWER)}.", file=sys.stderr)
+        return 2
     except OSError as error:  # a full disk, a folder that may not be written to
         where = f" ({error.filename})" if error.filename else ""
         print(f"{name}: {error.strerror or error}{where}.", file=sys.stderr)
         return 2
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """Is it what Python, or PyTorch on whatever device, says when there is no memory left?"""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+_FEWER = "give fewer texts or vectors at a time, or --device cpu if it was a GPU's"
+_SMALLER = {"train": "start again in another folder with a smaller --batch-size"}
 _RESUMABLE = {
     "train": "; go on from the last checkpoint, if one was written, with --resume",
     "audit": "; what was finished is saved, go on with --resume",

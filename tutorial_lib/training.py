@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, parse_flag_from_env
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -200,7 +200,9 @@ def train_segment(config: TrainConfig, resume: bool = False, progress: bool = Tr
 
 
 def _precision() -> str:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # `accelerate launch --cpu` on a machine with a GPU; asking accelerate itself would set up its processes too early.
+    gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = torch.device("cuda" if gpu else "cpu")
     return "bf16" if fast_dtype(device) == torch.bfloat16 else "no"
 
 
@@ -398,13 +400,15 @@ class _Run:
             optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         self.losses = list(state.get("losses", []))
+        if self.guesses is not None and state["guesses"] is not None:
+            self.guesses.cursor = state["guesses"][1]  # of every process: they rewrite in the same step, or wait
         if not self.accelerator.is_main_process:
             return  # only the main process saved its random state and guesses; the others draw new ones
         torch.set_rng_state(state["random"])
         if state.get("random_cuda") is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["random_cuda"])
         if self.guesses is not None and state["guesses"] is not None:
-            pool, self.guesses.cursor = state["guesses"]
+            pool, _ = state["guesses"]
             self.guesses.state = {key: value.to(self.accelerator.device) for key, value in pool.items()}
 
     def compare(self, saved: dict[str, Any], path: Path) -> None:
