@@ -79,9 +79,13 @@ endif
 $(STAMPS)/constraints.txt: constraints.txt $(STAMPS)/venv
 	@sed -E '$(if $(strip $(VENV)),,/^(torch|numpy)==/d)' constraints.txt > $@
 
+# Changes only where another PyTorch is asked for, which then comes from TORCH_INDEX again.
+$(STAMPS)/pin: constraints.txt $(STAMPS)/venv
+	@grep '^torch==' constraints.txt | cmp -s - $@ || grep '^torch==' constraints.txt > $@
+
 # PyTorch first and by itself: the constraint 2.13.0 is satisfied by 2.13.0+cpu, which pip prefers wherever it can
 # see that build, and nothing installed later then asks for another one. Where VENV is empty, one that is there stays.
-$(STAMPS)/torch: $(STAMPS)/venv | $(STAMPS)/constraints.txt
+$(STAMPS)/torch: $(STAMPS)/venv $(STAMPS)/pin | $(STAMPS)/constraints.txt
 ifeq ($(strip $(VENV)),)
 	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) --constraint constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 else

@@ -26,6 +26,8 @@ from tutorial_lib.modeling import VectorToText, fast_dtype
 
 Product = tuple[int, int, int, int]  # rows, inner, columns, how often in a forward pass
 
+FREQUENT = 2048  # pieces in every sampled softmax: decode_loss's default
+
 
 def products(
     model: VectorToText, batch: int, encoder: int, decoder: int, labels: int, classes: int
@@ -124,7 +126,7 @@ def main() -> int:
         shape = {"inverter": arguments.inverter}
 
     durations: list[float] = []
-    seen: dict[str, Any] = {}
+    seen: dict[str, Any] = {"classes": []}
     step, loss = training._Run.one_step, VectorToText.decode_loss
     clock = Clock()
     clock.watch("embedding", Embedder, "encode_ids")
@@ -140,6 +142,9 @@ def main() -> int:
     def noted_loss(model: VectorToText, inputs: Any, mask: Any, labels: Any, *rest: Any, **more: Any) -> Any:
         seen.update(model=model, encoder=inputs.shape[1], decoder=labels.shape[1])
         seen["labels"] = int((labels != model.pad).sum())
+        sampled, total = (rest[0] if rest else more.get("sampled", 0)), len(model.backbone.lm_head.weight)
+        added = int((labels.unique() >= FREQUENT).sum())
+        seen["classes"].append(min(total, FREQUENT + added + sampled) if sampled else total)
         return loss(model, inputs, mask, labels, *rest, **more)
 
     training._Run.one_step = timed_step  # type: ignore[method-assign]
@@ -161,9 +166,7 @@ def main() -> int:
         train(config, progress=False)
     model: VectorToText = seen["model"]
     median = statistics.median(durations[warm:])
-    vocabulary = model.backbone.config.vocab_size
-    # frequent, drawn, and those the batch itself adds, at most
-    classes = min(vocabulary, 2048 + config.sampled) if config.sampled else vocabulary
+    classes = statistics.median_low(seen["classes"])  # frequent, drawn, and those the batch itself adds
     shapes = products(model, config.batch_size, seen["encoder"], seen["decoder"], seen["labels"], classes)
     dtype = fast_dtype(model.device)
     rate, peak = flops(shapes) / median, attainable(shapes, dtype, model.device)

@@ -415,7 +415,7 @@ def test_evaluate_gives_scores_with_n_intervals_and_queries(say: Callable[..., S
     # the beam's two guesses, or one where a random model writes nothing, which is not embedded
     assert re.match(r"0 steps .*\(.*–.*, n = 4\).* [12] \([12]–[12], n = 4\)", first)
     assert last.startswith("1 steps")
-    assert about == "records, test split, 10 word pieces, beam 2, all-MiniLM-L6-v2"
+    assert about == "records, test split, 10 word pieces, beam 2, 32 edits, all-MiniLM-L6-v2"
 
 
 def test_evaluate_scores_what_a_list_adds(say: Callable[..., Said], people: str) -> None:
@@ -445,6 +445,21 @@ def test_a_card_does_not_credit_the_inverter_with_the_list(
     say("evaluate", "--corpus", "records", "--n", "2", "--words", people, "--card", *QUICK)
     assert [name.partition(" (")[0] for name in cards[1]] == ["bag of words", "0 steps", "1 steps", "1 steps, words"]
     assert all(f"words {people}" in name for name in cards[1])
+
+
+def test_an_evaluation_says_how_it_searched(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "training.json").write_text("{}")
+    cards: list[dict[str, Any]] = []
+    monkeypatch.setattr("tutorial_lib.cards.write_card", lambda folder, scores: cards.append(scores) or folder)
+    words = ("evaluate", "--corpus", "records", "--n", "2", "--card", "--json")
+    found = json.loads(say(*words, *QUICK, "--edits", "4", "--max-queries", "9")[1])
+    assert (found["search"], found["max_queries"]) == ("beam 2, 4 edits, at most 9 queries", 9)
+    assert all("beam 2, 4 edits, at most 9 queries)" in name for name in cards[0])
+    found = json.loads(say(*words, "--steps", "0", "--beam", "2")[1])
+    assert (found["search"], found["max_queries"]) == ("beam 2", None)  # no round, no edit
 
 
 def test_a_budget_that_leaves_nothing_for_the_words_is_said(say: Callable[..., Said], people: str) -> None:
@@ -605,6 +620,11 @@ def test_a_corrector_finds_the_inverter_beside_it(tmp_path: Path, monkeypatch: p
     beside = tmp_path / "run" / "inverter"
     beside.mkdir(parents=True)
     (beside / "config.json").write_text('{"max_tokens": 14}')
+    (beside / "config.json").rename(beside / "checkpoint.pt")  # as a killed run leaves it
+    with pytest.raises(TutorialError, match=r"inverter in run/inverter is not finished: go on with --resume first"):
+        cli_train.training_config(parsed(*words))
+    assert cli_train.training_config(parsed(*words, "--inverter", "all-MiniLM-L6-v2")).max_tokens == 16
+    (beside / "checkpoint.pt").rename(beside / "config.json")
     config = cli_train.training_config(parsed(*words))
     assert config.inverter == str(Path("run/inverter"))
     assert config.max_tokens == 14

@@ -308,6 +308,33 @@ def test_a_package_in_the_cache_needs_no_network(tmp_path: Path, monkeypatch: py
         fetch(wordnet, cache)
 
 
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
+def test_an_index_of_another_day_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("apt-get") is None:
+        pytest.skip("needs apt-get")
+    calls: list[str] = []
+
+    def apt(cache: Path, *words: str, needs: Path) -> None:
+        calls.append(words[0])
+        if words[0] == "update":
+            put(needs, "today_Packages", "")
+        elif not (needs / "today_Packages").exists():
+            raise CorpusError("wordnet-base could not be fetched: 404  Not Found")
+        else:
+            raise CorpusError("no network after all")
+
+    monkeypatch.setattr(general_text, "_apt", apt)
+    put(tmp_path, "lists/deb_debian_dists_bookworm_main_binary-amd64_Packages", "")
+    with pytest.raises(CorpusError, match="no network after all"):
+        fetch(SOURCES[0], tmp_path)
+    assert calls == ["download", "update", "download"]
+    calls.clear()
+    shutil.rmtree(tmp_path / "lists")
+    with pytest.raises(CorpusError, match="no network after all"):
+        fetch(SOURCES[0], tmp_path)
+    assert calls == ["update", "download"]  # of today: once is enough
+
+
 def test_the_index_of_descriptions_in_the_cache(tmp_path: Path) -> None:
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         pytest.skip("needs apt-get and dpkg-deb")

@@ -55,7 +55,7 @@ def build_book(
     executed = {
         stem: _executed(book, stem, profile, runs, force or profile == SMOKE, echo) for stem in chosen
     }
-    numbers = {stem: reported(notebook) for stem, notebook in executed.items()}
+    numbers = {stem: reported(notebook) for stem, (notebook, _) in executed.items()}
     problems = compare(numbers, book.claims, profile, partial=bool(chapters))
     if publishing:
         problems += _between(book, union(numbers.values()), profile)
@@ -64,16 +64,17 @@ def build_book(
     known = union([published_numbers(book), *numbers.values()])
     finished = {
         stem: notebooks.publish(book.source(stem, profile), notebook, known, book.claims.claims)
-        for stem, notebook in executed.items()
+        for stem, (notebook, _) in executed.items()
     }
     if not publishing:
-        echo(f"{len(finished)} chapters ran in the profile '{profile}'; every claim and order holds.")
+        held = "their numbers are not compared" if profile == SMOKE else "every claim and order among them holds"
+        echo(f"{len(finished)} chapters ran in the profile '{profile}'; {held}.")
         return None
     manifest = {stem: entry for stem, entry in book.manifest().items() if stem in book.sources}
     for stem, notebook in finished.items():
         write(book.notebook(stem), notebooks.dumps(notebook))
-        fingerprint = book.fingerprint(book.source(stem, profile), profile)
-        manifest[stem] = fingerprint | {"outputs": notebooks.outputs_hash(notebook)}
+        # of what was executed, even if it was changed while it ran
+        manifest[stem] = executed[stem][1] | {"outputs": notebooks.outputs_hash(notebook)}
     write(book.manifest_path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     bring_up_to_date(book)
     return render(book, echo) if html else None
@@ -102,8 +103,11 @@ def _between(book: Book, new: Mapping[str, Reported], profile: str) -> list[str]
     return [problem for problem in found if problem]
 
 
-def _executed(book: Book, stem: str, profile: str, runs: Path, force: bool, echo: Echo) -> NotebookNode:
-    """The chapter's outputs: those published, those of an interrupted build, or those of a run made now."""
+def _executed(
+    book: Book, stem: str, profile: str, runs: Path, force: bool, echo: Echo
+) -> tuple[NotebookNode, dict[str, str]]:
+    """The chapter's outputs and what they were computed from: those published, those of an interrupted build, or those
+    of a run made now."""
     source = book.source(stem, profile)
     fingerprint = book.fingerprint(source, profile)
     kept = runs / f"{stem}.ipynb"
@@ -114,9 +118,9 @@ def _executed(book: Book, stem: str, profile: str, runs: Path, force: bool, echo
         if published.exists() and {key: entry.get(key) for key in fingerprint} == fingerprint:
             notebook = notebooks.read(published)
             if notebooks.outputs_hash(notebook) == entry.get("outputs"):  # not edited by hand since
-                return notebook
+                return notebook, fingerprint
         if kept.exists() and read_json(record) == fingerprint:
-            return notebooks.read(kept)
+            return notebooks.read(kept), fingerprint
     echo(f"{stem}: executing (profile {profile})")
     runs.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
@@ -130,7 +134,7 @@ def _executed(book: Book, stem: str, profile: str, runs: Path, force: bool, echo
     write(kept, notebooks.dumps(notebook))
     write(record, json.dumps(fingerprint, sort_keys=True))
     scratch.unlink(missing_ok=True)
-    return notebooks.read(kept)
+    return notebooks.read(kept), fingerprint
 
 
 def render(book: Book, echo: Echo = print) -> Path:

@@ -459,6 +459,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     words = _embedded(listed, arguments, embedder)
     result = _search(arguments, vectors, (embedder, inverter, corrector), words, progress=sys.stderr.isatty())
     stages = {f"{step} steps": (step, result.at(step), result.queries_at(step)) for step in at}
+    how = _how(arguments)
     if listed and words is not None:
         filled = _with_words(words, arguments, vectors, result, embedder)
         stages[f"{arguments.steps} steps, words"] = (arguments.steps, filled.texts, filled.queries)
@@ -480,28 +481,35 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         rows.append({"method": method, "steps": step, **scores.as_dict(), **spent})
     if arguments.json:
         about = {key: getattr(arguments, key) for key in ("corpus", "split", "n", "steps", "beam", "seed")}
+        about |= {"search": how, "max_queries": arguments.max_queries}
         print_json({"embedder": embedder.name, "max_tokens": length, **about, "scores": rows})
     else:
         widths = {key: max(len(key), *(len(row[key]) for row in table)) for key in table[0]}
         for row in [{key: key for key in widths}, *table]:
             print("  ".join(f"{row[key]:<{width}}" for key, width in widths.items()).rstrip())
         where = f"{arguments.corpus}, {arguments.split} split"
-        print(f"{where}, {length} word pieces, beam {arguments.beam}, {embedder.name}")
+        print(f"{where}, {length} word pieces, {how}, {embedder.name}")
     if arguments.card:  # after the scores are printed: what could go wrong here must not cost them
         from .cards import write_card
 
-        setting = f"{arguments.corpus}, {arguments.split} split, up to {length} word pieces, beam {arguments.beam}"
-        setting += f", {arguments.edits} edits" if arguments.edits and not arguments.variants else ""
-        setting += f", {arguments.variants} variants" if arguments.variants else ""
-        setting += " chosen by a surrogate" if arguments.surrogate else ""
-        setting += f" that looks {arguments.ahead} changes ahead" if arguments.ahead > 1 else ""
-        setting += f", words {arguments.words}" if arguments.words else ""
+        setting = f"{arguments.corpus}, {arguments.split} split, up to {length} word pieces, {how}"
         written = {f"{row['method']} ({setting})": {k: v for k, v in row.items() if k != "method"} for row in table}
         if corrector is not None:
             print(write_card(Path(corrector.name_or_path), written), file=sys.stderr)
         alone = {name: row for name, row in written.items() if name.startswith(("bag of words", "0 steps ("))}
         print(write_card(Path(inverter.name_or_path), alone), file=sys.stderr)
     return 0
+
+
+def _how(arguments: argparse.Namespace) -> str:
+    """How the texts of an evaluation were searched for, as its rows are labelled."""
+    said = f"beam {arguments.beam}"
+    said += f", {arguments.edits} edits" if arguments.edits and arguments.steps and not arguments.variants else ""
+    said += f", {arguments.variants} variants" if arguments.variants else ""
+    said += " chosen by a surrogate" if arguments.surrogate else ""
+    said += f" that looks {arguments.ahead} changes ahead" if arguments.ahead > 1 else ""
+    said += f", words {arguments.words}" if arguments.words else ""
+    return said + (f", at most {arguments.max_queries} queries" if arguments.max_queries else "")
 
 
 def _check_card(inverter: Inverter, corrector: Corrector | None) -> None:

@@ -117,6 +117,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from .training import train_segment
 
     config = training_config(arguments)
+    if config.kind == "corrector":
+        print(f"learning from the inverter {config.inverter}", file=sys.stderr)
     if arguments.estimate:
         said = estimate(config, arguments.price, arguments.price_per_1000)
         if said is None:  # of several processes one reports
@@ -177,7 +179,14 @@ def _beside_its_inverter(given: dict[str, Any], embedder: str) -> dict[str, Any]
         option = shape[0].replace("_", "-")
         raise TutorialError(f"a corrector has the shape of its inverter; leave --{option} out.")
     beside = Path(given["output"]).parent / "inverter"
-    named = given.setdefault("inverter", str(beside) if (beside / "config.json").is_file() else embedder)
+    if "inverter" not in given:
+        finished = (beside / "config.json").is_file()
+        if not finished and (beside / "checkpoint.pt").exists():
+            raise TutorialError(
+                f"The inverter in {beside} is not finished: go on with --resume first, or name another with --inverter."
+            )
+        given["inverter"] = str(beside) if finished else embedder
+    named = given["inverter"]
     folder = resolve(named, "inverter")
     if folder is not None:
         try:

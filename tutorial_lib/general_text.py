@@ -263,7 +263,14 @@ def fetch(source: Source, cache: Path) -> tuple[Path, dict[str, str]]:
         return folder, {"version": ", ".join(sorted(suites)), "sha256": digest}
     debs = sorted(cache.glob(f"{source.package}_*.deb"))
     if not debs:
-        _apt(cache, "download", source.package, needs=_lists(cache))
+        fresh = not list((cache / "lists").glob("*_Packages"))
+        try:
+            _apt(cache, "download", source.package, needs=_lists(cache))
+        except CorpusError:
+            if fresh:
+                raise
+            shutil.rmtree(cache / "lists")  # of a day on which the archive held another version, or cut short
+            _apt(cache, "download", source.package, needs=_lists(cache))
         debs = sorted(cache.glob(f"{source.package}_*.deb"))
     if not debs:
         raise CorpusError(f"apt downloaded no {source.package}; see that its sources can be reached.")
