@@ -17,11 +17,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tutorial_lib.audit import _finished, _run, add_parser, audit, merge, run
+from tutorial_lib.audit import _finished, _run, _side_by_side, add_parser, audit, merge, run
 from tutorial_lib.audit_journal import Journal
 from tutorial_lib.audit_report import OWASP, summarise
 from tutorial_lib.audit_sample import scaled_like, scan
 from tutorial_lib.errors import CheckpointError, StoreError, TextError, TutorialError, VectorError
+from tutorial_lib.metrics import proportion
 from tutorial_lib.privacy import SecretRotation, unit
 from tutorial_lib.stores import open_store
 from tutorial_lib.word_lists import WordList  # noqa: F401  # imported before a test replaces what it imports
@@ -154,9 +155,11 @@ def test_longer_texts_may_be_bred(tmp_path, embedder, monkeypatch):
     assert "variants" not in settings
 
 
-def test_a_surrogate_searches_for_a_row_on_every_core(tmp_path, embedder, monkeypatch):
+def test_a_surrogate_searches_for_rows_on_every_core(tmp_path, embedder, monkeypatch):
     asked, embedded = [], []
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert _side_by_side(SimpleNamespace(device="cpu")) == 8
+    monkeypatch.setattr("tutorial_lib.audit._ROWS_A_CORE", 1)
 
     class Listed:
         @classmethod
@@ -617,7 +620,12 @@ def test_personal_data_outweighs_whole_texts():
         {"rows_done": [row] * 5},
     ]
     assert summarise(entries).verdict.startswith("These vectors leak personal data")
-    row |= {"pii": [], "f1": 60.0}
+    row |= {"pii": [["date", True]] * 4, "names": [[True] * 3] * 4}
+    report = summarise(entries)  # twenty items, which came back together in five texts
+    assert report.pii["date"] == report.names["full"]
+    assert report.pii["date"] == proportion([True] * 20, texts=[*range(5)] * 4)
+    assert report.pii["date"].low == pytest.approx(proportion([True] * 5).low)
+    row |= {"pii": [], "names": [], "f1": 60.0}
     report = summarise(entries)
     assert report.verdict.startswith("These vectors leak much of their text")
     assert "token F1, %" in report.to_text()

@@ -131,6 +131,23 @@ def test_a_text_is_paid_for_once(file: Path) -> None:
     assert table.column_names == ["text", "vector"] and table.num_rows == 13
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_of_a_text_that_is_truncated_the_function_sees_the_beginning(
+    file: Path, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = open_embedder(str(file))
+    embedder.max_tokens = 4
+    if not fast:  # a tokenizer that cannot say where a piece stands
+        monkeypatch.setattr(type(embedder.tokenizer), "is_fast", False)
+    with pytest.raises(TextError, match="5 word pieces"):
+        embedder.encode(["The Law of the Land"])
+    texts = ["The Law of the Land", "The  Law, of the Union", "The Law of the"]
+    vectors = embedder.encode(texts, truncate=True, progress=False)
+    beginnings = ["The Law of the", "The  Law, of", texts[2]] if fast else ["the law of the", "the law, of", texts[2]]
+    assert np.array_equal(vectors, embedder.encode(beginnings, progress=False))
+    assert set(embedder._known) >= set(beginnings) and not set(embedder._known) & set(texts[:2])
+
+
 def test_what_a_function_returned_before_it_failed_is_kept(file: Path) -> None:
     embedder = open_embedder(str(file))
     embedder.encode(TEXTS, progress=False)

@@ -108,6 +108,21 @@ def test_a_batch_changes_no_proposal(embedder: Any, local: LocalEdits) -> None:
         assert alone[:3] == both[index][:3]
 
 
+def test_any_number_of_threads_lists_the_same_edits(embedder: Any, local: LocalEdits) -> None:
+    args = ["we the peace", "war of the laws and the men", "peace"], ["the peace of men", "peace and land", "war"]
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(proposals(local, embedder, *args, [0, 1, 2]))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*found, strict=True):
+        assert sorted(one) == sorted(three) and one[:3] == three[:3]
+
+
 def test_words_outside_the_vocabulary_stay_where_they_are(embedder: Any, local: LocalEdits) -> None:
     """A piece that the networks cannot write may be in a guess all the same, and its neighbours can be mended."""
     (found,) = proposals(local, embedder, ["zebra of the peace"], ["peace of the zebra"], [0])

@@ -56,20 +56,11 @@ def test_the_counter_counts_texts(embedder: Any, test_texts: list[str]) -> None:
     ids = torch.tensor([[101, 2375, 102], [101, 2375, 102]])
     embedder.encode_ids(ids, torch.ones_like(ids))
     assert embedder.queries == len(test_texts) + 2
-    for _ in embedder.batches(test_texts, 4):
-        pass
-    assert embedder.queries == 2 * len(test_texts) + 2
     with pytest.raises(TextError):
         embedder.encode(["fine", ""])
-    assert embedder.queries == 2 * len(test_texts) + 2  # refused: nothing was embedded
+    assert embedder.queries == len(test_texts) + 2  # refused: nothing was embedded
     embedder.reset_queries()
     assert embedder.queries == 0
-
-
-def test_batches_cover_everything_once(embedder: Any, test_texts: list[str]) -> None:
-    parts = list(embedder.batches(test_texts, 4))
-    assert [offset for offset, _ in parts] == [0, 4]
-    assert np.allclose(np.concatenate([part for _, part in parts]), embedder.encode(test_texts), atol=1e-5)
 
 
 def test_encode_ids_equals_encode(embedder: Any, test_texts: list[str]) -> None:
@@ -208,6 +199,15 @@ def test_a_folder_may_be_called_what_its_model_is() -> None:
     assert Embedder.from_pretrained(folder, device="cpu").name == folder.rstrip("/")
     named = Embedder.from_pretrained(folder, device="cpu", known_as="sentence-transformers/all-MiniLM-L6-v2")
     assert named.name == "all-MiniLM-L6-v2"
+
+
+def test_a_model_stored_in_half_precision_computes_in_full(tmp_path: Path) -> None:
+    stored = Embedder.from_pretrained(device="cpu")
+    expected = stored.encode(["the union is strong"])
+    stored._model.half().save(str(tmp_path / "half"))
+    embedder = Embedder.from_pretrained(str(tmp_path / "half"), device="cpu")
+    assert {parameter.dtype for parameter in embedder.transformer.parameters()} == {torch.float32}
+    assert np.allclose(embedder.encode(["the union is strong"]), expected, atol=1e-3)
 
 
 def test_no_prompt_is_put_in_front(embedder: Any) -> None:

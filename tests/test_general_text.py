@@ -246,6 +246,9 @@ def test_a_card_names_the_packages(local: Path) -> None:
         "general/tales": {"packages": tales},
         "foreign": {"packages": odes},
     }
+    for pattern in ("general/*.txt", "general/tales-?.txt", "general/**/*.txt", "general/[a-z]*"):
+        assert cards._fetched(f"files:{local}/{pattern}") == {"packages": tales}
+    assert cards._fetched(f"files:{local}/general/nothing/*.txt") == {}
     assert cards._fetched("sotu") == cards._fetched("files:elsewhere/*.txt") == {}
 
 

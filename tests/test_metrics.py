@@ -160,6 +160,30 @@ def test_proportion_holds_its_value_and_mirrors(successes):
     assert (share.low, share.high) == (pytest.approx(100 - rest.high), pytest.approx(100 - rest.low))
 
 
+def test_values_of_one_text_count_for_less():
+    values = [1, 1, 1, 1, 0, 0, 0, 0] * 10
+    alone = proportion(values, texts=range(80))
+    assert alone == proportion(values)
+    pairs, forty = proportion(values, texts=[i // 2 for i in range(80)]), proportion(values[::2])
+    assert (pairs.value, pairs.n) == (50, 80)
+    assert (pairs.low, pairs.high) == pytest.approx((forty.low, forty.high))
+    assert proportion([1] * 12, texts=[0, 0, 1, 1] * 3).low == pytest.approx(proportion([1, 1]).low)
+    # one text of ninety values beside ten of one is worth hardly more than one
+    assert proportion([1] * 100, texts=[*[0] * 90, *range(1, 11)]).low < proportion([1, 1]).low
+    with pytest.raises(TutorialError, match="3 values and 2 texts"):
+        proportion([1, 0, 0], texts=["a", "b"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=60))
+def test_an_interval_over_texts_is_no_narrower(values):
+    hits, texts = zip(*values, strict=True)
+    over, plain = proportion(hits, texts=texts), proportion(hits)
+    assert 0 <= over.low <= over.value <= over.high <= 100
+    assert (over.value, over.n) == (plain.value, plain.n)
+    assert over.high - over.low >= plain.high - plain.low - 1e-9
+
+
 @pytest.mark.parametrize("values", [[], [0, 2], [0.5], [[0, 1]]])
 def test_proportion_refuses_values_that_are_not_yes_or_no(values):
     with pytest.raises(TutorialError, match="proportion was given"):

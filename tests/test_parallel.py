@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -118,3 +119,42 @@ def test_an_embedder_is_counted_by_all_threads(embedder: Any, test_texts: list[s
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda turn: shared.encode(test_texts[:1]), range(40)))
     assert embedder.queries == shared.queries == spent + 40
+
+
+def test_searches_that_overlap_leave_the_process_as_it_was() -> None:
+    """The second begins while the first has limited everything, and ends after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        first, second = parallel.cores(CPU), parallel.cores(CPU)
+        with threadpool_limits(2, user_api="blas"):
+            first.__enter__()
+            spread = second.__enter__()
+            assert len({*spread(lambda row: torch.get_num_threads(), range(3))}) == 1
+            first.__exit__(None, None, None)
+            assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+            second.__exit__(None, None, None)
+            assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {2}
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_was_not_begun_is_not_done_after_an_error(error: type[BaseException]) -> None:
+    before, done = torch.get_num_threads(), []
+
+    def stopped() -> None:
+        with parallel.cores(CPU) as spread:
+            spread(lambda row: done.append(row) or time.sleep(0.2), range(50))
+            raise error
+
+    torch.set_num_threads(1)
+    try:
+        with pytest.raises(error):
+            stopped()
+    finally:
+        torch.set_num_threads(before)
+    assert len(done) < 10

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
 
 from tutorial_lib.errors import CorpusError, TextError, VectorError
+from tutorial_lib.metrics import proportion
 from tutorial_lib.privacy import (
     Alignment,
     Binary,
@@ -413,6 +415,21 @@ def test_addresses_of_many_endings_alike_in_raw_and_tokenised_text(address):
         assert [(f.kind, f.value) for f in find_pii(text)] == [("email", value)]
 
 
+@pytest.mark.parametrize("text", ["a1", "a.", "a@", "a-", "a@b.", "a b . ", "12 ", "aA9"])
+def test_a_long_key_is_read_in_time_that_grows_with_its_length(text):
+    """A quarter of a second here; where every letter begins a search of what follows, minutes."""
+    start = time.process_time()
+    find_pii(text * (100_000 // len(text)))
+    assert time.process_time() - start < 20
+
+
+def test_an_address_of_many_parts_is_found_whole():
+    for address in ("a.b.c.d.e.f@mail.example.com", f"{'x' * 64}@{'y' * 63}.org"):
+        (found,) = find_pii(f"mail {address} soon")
+        assert (found.start, found.end) == (5, 5 + len(address))
+    assert find_pii(f"{'x' * 65}@y.org") == []  # no address has so long a name
+
+
 def test_a_full_stop_after_a_word_is_no_ending():
     assert find_pii("see me @ noon . then we talk") == []
 
@@ -425,6 +442,8 @@ def test_pii_recovered_counts_items():
     assert (scores["email"].value, scores["email"].n) == (100.0, 1)
     assert set(scores) <= set(ITEMS)
     assert "phone" not in scores
+    alike = pii_recovered(["on may 5 and june 6 and july 7"] * 3, ["on may 5 and june 6 and july 7"] * 3)["date"]
+    assert (alike.n, alike.low) == (9, pytest.approx(proportion([True] * 3).low))  # of three texts
     with pytest.raises(TextError, match="3 originals and 1 guesses"):
         pii_recovered(texts, guesses[:1])
 

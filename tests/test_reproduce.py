@@ -57,6 +57,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def test_an_embedder_stored_in_half_precision_computes_in_full(pairs: Mapping[str, Pair], tmp_path: Path) -> None:
+    """As GTR is, and a T5 in half precision may overflow."""
     pair = pairs["rehearsal"]
     stored = Embedder.from_pretrained(pair.embedder, device="cpu")
     stored._model.half().save(str(tmp_path / "gtr"))

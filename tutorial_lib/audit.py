@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 # Cosine of the re-embedded guess above which it counts as the text itself, where there is no text to compare
 # with: rounding is all that may lie between the two.  None: the storage is too coarse to tell.
 SAME_TEXT = {"float32": 0.99999, "float16": 0.99999, "int8": 0.999, "binary": None, "pq": None}
+_ROWS_A_CORE = 4  # of a surrogate's search, of a minute each: a kill loses them
 
 
 def audit(
@@ -75,8 +76,8 @@ def audit(
     url: see `tutorial_lib.stores`.  sample: rows inverted.  steps, beam_width, edits: as in `search.invert`.
     variants: more than 0 searches with `breed`, that many texts a round: for those of more than twelve pieces.
     surrogate: `surrogate_search` chooses them instead (chapter 6), and looks `ahead` changes ahead: with more than 1 it
-    embeds every word of the embedder's vocabulary, once.  Then a batch has a row for each core, since a row may take a
-    minute.
+    embeds every word of the embedder's vocabulary, once.  Then a batch has a few rows for each core, since a row may
+    take a minute.
     resume: continue an audit that was stopped; False refuses a folder that holds one.  show: keep the
     recovered texts readable in journal and report.  names: people to look for (an uncased embedder leaves
     no capitals to find names by).  words: a list to put into the guesses at last, see `word_lists.fill_in`.  Words are
@@ -172,10 +173,11 @@ def audit(
 
 
 def _side_by_side(embedder: Embedder) -> int:
-    """Texts that a surrogate's search goes through at a time: one on each core of a CPU (`tutorial_lib.parallel`)."""
+    """Texts of one surrogate's search: a few for each core of a CPU (`tutorial_lib.parallel`), which take them in turn,
+    so that one that resists for long keeps the others waiting less."""
     import torch
 
-    return torch.get_num_threads() if torch.device(embedder.device).type == "cpu" else 1
+    return _ROWS_A_CORE * torch.get_num_threads() if torch.device(embedder.device).type == "cpu" else 1
 
 
 def _scanned(store: Store, journal: Journal, sample: int, seed: int) -> Scan:

@@ -132,9 +132,12 @@ def summarise(entries: Sequence[Mapping[str, Any]]) -> AuditReport:
     same = proportion([r["same"] for r in blind]) if blind else None
     f1 = bootstrap([r["f1"] for r in judged]) if judged else None
     named = [hit for r in judged for hit in r["names"]]
+    named_in = [index for index, r in enumerate(judged) for _ in r["names"]]
     pii: dict[str, list[bool]] = {}
-    for kind, hit in (item for r in judged for item in r["pii"]):
+    found_in: dict[str, list[int]] = {}
+    for index, (kind, hit) in ((index, item) for index, r in enumerate(judged) for item in r["pii"]):
         pii.setdefault(kind, []).append(hit)
+        found_in.setdefault(kind, []).append(index)
     guessed = Counter(kind for r in rows for kind in r["guessed_pii"])
     guessed["names"] = sum(r["guessed_names"] for r in rows)
     report = AuditReport(
@@ -150,10 +153,12 @@ def summarise(entries: Sequence[Mapping[str, Any]]) -> AuditReport:
         f1=f1,
         f1_by_length=_by_length(judged, max_tokens),
         cosine=bootstrap([r["cosine"] for r in rows]) if rows else None,
-        names={k: proportion([h[i] for h in named]) for i, k in enumerate(("full", "first", "last"))}
+        names={
+            k: proportion([h[i] for h in named], texts=named_in) for i, k in enumerate(("full", "first", "last"))
+        }
         if named
         else {},
-        pii={k: proportion(pii[k]) for k in KINDS if k in pii},
+        pii={k: proportion(pii[k], texts=found_in[k]) for k in KINDS if k in pii},
         guessed={k: v for k, v in guessed.items() if v},
         examples=sorted(rows, key=lambda r: (-r.get("f1", 0.0), -r["cosine"]))[:WORST],
         queries=sum(e.get("queries", 0) for e in entries) + sum(r["queries"] for r in rows),

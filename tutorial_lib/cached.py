@@ -151,7 +151,8 @@ class CachedEmbedder(Embedder):
         truncate: bool = False,
         progress: bool | None = None,
     ) -> np.ndarray:
-        """As :meth:`Embedder.encode`; ``batch_size`` texts go into each call of the function.
+        """As :meth:`Embedder.encode`; ``batch_size`` texts go into each call of the function, and of a text that is
+        truncated the beginning alone. A table's texts are found whole.
 
         Raises :class:`TextError` for a text that a table does not hold, and :class:`TutorialError`, with everything
         embedded so far on the disk, when the function fails.
@@ -160,7 +161,7 @@ class CachedEmbedder(Embedder):
         if not len(texts):
             return np.zeros((0, self.dimension), dtype=np.float32)
         self._check_lengths(texts, truncate)
-        keys = self.normalise(texts) if self.closed else list(texts)
+        keys = self.normalise(texts) if self.closed else self._beginnings(texts) if truncate else list(texts)
         wanted = [text for text in dict.fromkeys(keys) if text not in self._known]
         if wanted and self.closed:
             raise TextError(
@@ -212,6 +213,20 @@ class CachedEmbedder(Embedder):
         # at the interpreter's end modules are None already; atexit has flushed by then
         if sys is not None and not sys.is_finalizing() and getattr(self, "_new", None):
             self.flush()
+
+    def _beginnings(self, texts: Sequence[str]) -> list[str]:
+        """Each text, or as much of its beginning as ``max_tokens`` word pieces write (the whole of it if they write
+        nothing)."""
+        found = []
+        for text, ids in zip(texts, self.token_ids(texts), strict=True):
+            beginning = text
+            if len(ids) > self.max_tokens and self.tokenizer.is_fast:  # which knows where a piece stands
+                options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+                beginning = text[: self.tokenizer(text, **options)["offset_mapping"][self.max_tokens - 1][1]]
+            elif len(ids) > self.max_tokens:
+                beginning = self.decode([ids[: self.max_tokens]])[0]
+            found.append(beginning if beginning.strip() else text)
+        return found
 
     def _ask(self, texts: list[str]) -> np.ndarray:
         """Call the function: n new texts -> float32 [n, d], remembered."""

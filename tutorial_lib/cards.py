@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -36,7 +37,9 @@ CORRECTOR_ONLY = frozenset(
 )
 
 
-def provenance(config: dict[str, Any], model: VectorToText, embedder: Embedder) -> dict[str, Any]:
+def provenance(
+    config: dict[str, Any], model: VectorToText, embedder: Embedder, device: torch.device
+) -> dict[str, Any]:
     """What a card says beyond the run's own settings: data with hashes, hardware, size and compute."""
     data: dict[str, Any] = {}
     table = getattr(embedder, "closed", False)  # a table of vectors is its own training text
@@ -59,7 +62,7 @@ def provenance(config: dict[str, Any], model: VectorToText, embedder: Embedder) 
         "embedder": {"name": embedder.name, **_package(_PACKAGES.get(embedder.name))},
         "parameters": parameters,
         "vocabulary": int(model.backbone.config.vocab_size),
-        "hardware": _hardware(),
+        "hardware": _hardware(device),
         "torch": torch.__version__,
     }
 
@@ -118,7 +121,9 @@ def _package(name: str | None) -> dict[str, str]:
 
 def _fetched(source: str) -> dict[str, str]:
     """What ``tutorial-lib data`` noted of the packages whose text lies in a folder, if it wrote that folder."""
-    kind, _, place = source.partition(":")
+    kind, _, pattern = source.partition(":")
+    wild = re.search(r"[*?\[]", pattern)
+    place = pattern if wild is None else pattern[: wild.start()].rpartition("/")[0]  # the folder that all match in
     for folder in (Path(place), *Path(place).parents)[:3] if kind == "files" else ():
         if sources := _sources(folder / "manifest.json"):
             inside = Path(place).relative_to(folder).parts  # nothing, general, or general/NAME
@@ -127,7 +132,7 @@ def _fetched(source: str) -> dict[str, str]:
                 for entry in sources
                 if inside == ("foreign" if entry["foreign"] else "general", entry["source"])[: len(inside)]
             ]
-            return {"packages": "; ".join(entries)}
+            return {"packages": "; ".join(entries)} if entries else {}
     return {}
 
 
@@ -142,9 +147,9 @@ def _sources(manifest: Path) -> list[dict[str, Any]]:
     return found if ours else []
 
 
-def _hardware() -> str:
-    if torch.cuda.is_available():  # one process has one GPU, however many there are
-        return f"{os.environ.get('WORLD_SIZE', '1')} x {torch.cuda.get_device_name()}"
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":  # one process has one GPU, however many there are
+        return f"{os.environ.get('WORLD_SIZE', '1')} x {torch.cuda.get_device_name(device)}"
     bf16 = "with" if torch.cpu._is_avx512_bf16_supported() else "without"
     return f"{os.cpu_count()} CPU cores ({platform.machine()}, {bf16} AVX-512 bfloat16)"
 
@@ -166,7 +171,9 @@ def command(run: dict[str, Any], output: str = "FOLDER") -> str:
             continue
         text = " ".join(shlex.quote(str(each)) for each in (value if isinstance(value, list) else [value]))
         flags.append(f"--{option} {text}")
-    return f"tutorial-lib train {run['settings']['kind']} --output {shlex.quote(output)} " + " ".join(flags)
+    processes = run.get("result", {}).get("processes", 1)
+    program = f"accelerate launch --num_processes {processes} -m tutorial_lib.cli" if processes > 1 else "tutorial-lib"
+    return f"{program} train {run['settings']['kind']} --output {shlex.quote(output)} " + " ".join(flags)
 
 
 def _from_table(run: dict[str, Any]) -> bool:

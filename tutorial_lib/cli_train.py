@@ -226,8 +226,7 @@ def estimate(
         disk = 2 * (Path(folder) / "checkpoint.pt").stat().st_size  # old and new side by side
         weights = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))  # large ones are in parts
     marks = np.array([row for row in rows if row[0] >= _WARM], dtype=float)
-    # loss.csv keeps tenths of a second: on a very fast machine that is all that can be told apart
-    spent = np.maximum(np.diff(marks[:, 1]), 0.1)
+    spent = np.maximum(np.diff(marks[:, 1]), 0.001)  # what loss.csv tells apart
     rewrites = np.diff(marks[:, 0] // cycle) if cycle else np.zeros(len(spent))
     plain, rewrite = np.linalg.lstsq(np.stack([np.diff(marks[:, 0]), rewrites], 1), spent, rcond=None)[0]
     step = float(plain + max(0.0, rewrite) / max(cycle, 1))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tutorial_lib import parallel
 from tutorial_lib.corrector import Corrector
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.inverter import Inverter
@@ -54,8 +55,10 @@ class LocalEdits:
         likely = likely.topk(min(LIKELY, writable), dim=2).indices
         with self.inverter.autocast():
             encoded = self.inverter.encode(self.inverter.encoder_inputs(target))
-        out = []
-        for row, guess in enumerate(guesses):
+
+        @torch.inference_mode()  # which is said of one thread alone
+        def edits(row: int) -> list[str]:
+            guess = guesses[row]
             there = ids[row, : len(guess)]
             near = self._table[there] @ self._table.T  # [t, V]
             near[:, self._special] = -torch.inf
@@ -68,8 +71,10 @@ class LocalEdits:
             labels = self.inverter.to_model_ids([guess, *found])
             scores = self.inverter.likelihood(encoded[row : row + 1], labels[1:], labels[0], keep=READ)
             order = scores.argsort(descending=True, stable=True)[:READ].tolist()
-            out.append(list(dict.fromkeys(self.embedder.decode([found[index] for index in order]))))
-        return out
+            return list(dict.fromkeys(self.embedder.decode([found[index] for index in order])))
+
+        with parallel.cores(self.inverter.device) as spread:
+            return list(spread(edits, range(len(guesses))))
 
 
 def reordered(ids: Sequence[int], rng: np.random.Generator) -> list[list[int]]:

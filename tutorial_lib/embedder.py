@@ -8,7 +8,7 @@ their sha256 has been compared with that of the published file. Chapters 1 to 5 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,8 @@ class Embedder:
     ) -> Embedder:
         """Load a sentence-transformers model by name, Hub name or folder.
 
-        Weights are made for an embedder by its name: ``known_as`` gives a folder's model the name it has on the Hub.
+        It is loaded in float32, whatever it is stored in, unless it is quantised. Weights are made for an embedder by
+        its name: ``known_as`` gives a folder's model the name it has on the Hub.
 
         ``gtr-base-mean`` is the embedder of the paper's checkpoints: the mean over GTR's encoder states,
         without the projection and the normalisation that ``gtr-t5-base``, the published model, ends with.
@@ -156,6 +157,8 @@ class Embedder:
                 f"No embedder named {name!r} could be loaded ({type(error).__name__}); give the name of a "
                 "sentence-transformers model, a folder that holds one, or check the network."
             ) from error
+        if not getattr(getattr(model[0], "auto_model", None), "is_quantized", False):
+            model.float()  # GTR is stored in half precision, in which no cosine is exactly 1 and T5 may overflow
         return cls(_mean_pooled(model, name) if name in _MEAN_POOLED else model, known_as or name)
 
     def __repr__(self) -> str:
@@ -278,11 +281,6 @@ class Embedder:
             cosine = torch.nn.functional.cosine_similarity(embeddings, targets)
             (slope,) = torch.autograd.grad(cosine.sum(), inputs)
         return embeddings.detach(), slope
-
-    def batches(self, texts: Sequence[str], size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Embed a long list piece by piece: yields (offset, float32 [b, dimension])."""
-        for offset in range(0, len(texts), size):
-            yield offset, self.encode(texts[offset : offset + size])
 
     def _check_strings(self, texts: Sequence[Any]) -> None:
         if isinstance(texts, str):

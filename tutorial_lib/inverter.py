@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tutorial_lib.modeling import Candidates, InversionConfig, VectorToText, pseudo_token_mlp
@@ -61,10 +62,11 @@ class Inverter(VectorToText):
         beams: int = 1,
         temperature: float = 0.0,
         max_tokens: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Candidates:
-        """Guess texts for vectors [n, d]: ``candidates`` each, by beam search or sampling."""
+        """Guess texts for vectors [n, d]: ``candidates`` each, by beam search or sampling (with the random numbers of
+        ``generator``, or PyTorch's own)."""
         with self.autocast():
             inputs = self.encoder_inputs(embeddings)
-        return self._generate(
-            inputs, None, beams, candidates, temperature, max_tokens or self.config.max_tokens
-        )
+        length = max_tokens or self.config.max_tokens
+        return self._generate(inputs, None, beams, candidates, temperature, length, generator=generator)

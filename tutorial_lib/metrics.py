@@ -101,25 +101,40 @@ def bootstrap(
 
 
 def proportion(
-    successes: Sequence[bool] | np.ndarray, *, level: float = 0.95, scale: float = 100.0
+    successes: Sequence[bool] | np.ndarray,
+    *,
+    texts: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    scale: float = 100.0,
 ) -> Estimate:
     """The share of successes, times `scale` (100: per cent), with Wilson's score interval (1927).
 
     successes: [n] of 0/1 or booleans. Unlike the bootstrap, the interval stays honest at 0 and at 100 %:
-    none right in 200 texts gives 0.0–1.9 %, not 0–0. Raises TutorialError for no values or values
-    other than 0 and 1.
+    none right in 200 texts gives 0.0–1.9 %, not 0–0.
+
+    texts: which text each value is of, where a text has several (names, addresses). Those of one text often come back
+    together or not at all, so that n values say less than n texts would: the interval is of as many as they are worth
+    if they always do (Kish 1965), which no data need show. n counts the values. Raises TutorialError for no values,
+    values other than 0 and 1, or not one text for each.
     """
     array = _finite(successes, "proportion")
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
         raise TutorialError("proportion was given values other than 0 and 1; give one yes/no value per text.")
     _check_level(level)
-    n, p = len(array), float(array.mean())
+    n, p = len(array) if texts is None else _worth(texts, len(array)), float(array.mean())
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # min and max only remove rounding: in exact arithmetic the interval holds p and stays within [0, 1]
     low, high = min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
-    return Estimate(scale * p, scale * low, scale * high, n)
+    return Estimate(scale * p, scale * low, scale * high, len(array))
+
+
+def _worth(texts: Sequence[Hashable], n: int) -> float:
+    """How many independent values n are worth of which those of one text are all alike (Kish 1965)."""
+    if len(texts) != n:
+        raise TutorialError(f"proportion was given {n} values and {len(texts)} texts; give one for each.")
+    return n * n / sum(count * count for count in Counter(texts).values())
 
 
 def sentence_bleu(reference: str, guess: str) -> float:

@@ -410,6 +410,7 @@ class VectorToText(PreTrainedModel):
         temperature: float,
         length: int,
         aligned: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Candidates:
         """Decode [n, s, width] into ``candidates`` texts each: the likeliest, or sampled at a temperature."""
         beams = max(beams, candidates)
@@ -423,7 +424,7 @@ class VectorToText(PreTrainedModel):
                 )
                 ids, scores = ids[:, :candidates], scores[:, :candidates]
             else:
-                ids = self._one_by_one(encoded, mask, candidates, temperature, length, aligned)
+                ids = self._one_by_one(encoded, mask, candidates, temperature, length, aligned, generator)
                 scores = torch.zeros(ids.shape[:2])
         written = (ids != self.pad).any(0).any(0).sum()  # as wide as the longest
         return Candidates(ids[:, :, : max(1, int(written))], scores)
@@ -436,12 +437,13 @@ class VectorToText(PreTrainedModel):
         temperature: float,
         length: int,
         aligned: Tensor | None,
+        generator: torch.Generator | None,
     ) -> Tensor:
         """Encoder states [n, s, width] -> ids [n, candidates, t]: the likeliest piece at each place, or a draw."""
         mask = mask if mask is not None else torch.ones(encoded.shape[:2], device=self.device)
         options: dict[str, Any] = {}
         if temperature > 0:
-            options["logits_processor"] = LogitsProcessorList([_Draw(temperature)])
+            options["logits_processor"] = LogitsProcessorList([_Draw(temperature, generator)])
         if aligned is not None:
             options["aligned"] = aligned.repeat_interleave(candidates, 0)
         ids = self.backbone.generate(
@@ -466,12 +468,12 @@ class _Draw(LogitsProcessor):
     Adding Gumbel noise and taking the largest is a draw from the same distribution.
     """
 
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
+    def __init__(self, temperature: float, generator: torch.Generator | None = None) -> None:
+        self.temperature, self.generator = temperature, generator
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         top = scores.topk(min(50, scores.shape[1]), dim=1)
-        noise = -torch.empty_like(top.values).exponential_().log()
+        noise = -torch.empty_like(top.values).exponential_(generator=self.generator).log()
         drawn = (top.values / self.temperature + noise).argmax(1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter(1, top.indices.gather(1, drawn), 0.0)
 

@@ -1,15 +1,17 @@
 """Texts searched for side by side: one on each core.
 
 The networks of a search are small and their batches short, so that a second core hardly helps with one text; two texts
-on two cores take half the time. And what is computed on one core does not depend on how many there are. Used by
-:func:`tutorial_lib.surrogate.surrogate_search`; measured on the page *What we tried*.
+on two cores take half the time (measured, for surrogates, on the page *What we tried*). And what is computed on one
+core does not depend on how many there are. Used by :func:`tutorial_lib.surrogate.surrogate_search` for whole searches,
+and by :func:`tutorial_lib.breed` and local edits for what a round computes of each text.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -26,10 +28,8 @@ def each(
 ) -> list[list[Result]]:
     """All that ``search`` yields for every row, in the order of the rows.
 
-    On a CPU as many rows at a time as PyTorch has threads (``torch.set_num_threads``, ``OMP_NUM_THREADS``), each on one
-    of them; on another device, which they would have to share, one row after the other. ``search`` must be safe to call
-    from several threads, and yield often: where one call raises, or the user interrupts, the others stop at their next
-    item.
+    As many rows at a time as :func:`cores` says. ``search`` must be safe to call from several threads, and yield often:
+    where one call raises, or the user interrupts, the others stop at their next item.
     """
     stopped = threading.Event()
 
@@ -41,24 +41,60 @@ def each(
                 break
         return found
 
-    def bar(results: Iterable[list[Result]]) -> list[list[Result]]:
-        return list(tqdm(results, desc="Searching", unit="text", total=len(rows), disable=not progress))
+    with cores(device) as spread:
+        try:
+            return list(tqdm(spread(run, rows), desc="Searching", unit="text", total=len(rows), disable=not progress))
+        except BaseException:
+            stopped.set()
+            raise
 
+
+@contextmanager
+def cores(device: torch.device) -> Iterator[Callable[..., Iterator[Any]]]:
+    """What to use in the place of ``map`` for work on a CPU: the rows are shared by its cores.
+
+    As many at a time as PyTorch has threads (``torch.set_num_threads``, ``OMP_NUM_THREADS``), each on one of them; on
+    another device, which they would have to share, one row after the other. Not to be used within itself.
+    """
     if device.type != "cpu":
-        return bar(map(run, rows))
-    threads = torch.get_num_threads()
+        yield map
+        return
+    with (
+        _one_core_each() as threads,
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        try:
+            yield pool.map
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Limits:
+    """What the process computed with before its first search; others may begin and end while that one runs."""
+
+    lock = threading.Lock()
+    searches = 0
+    threads: int
+    blas: threadpool_limits
+
+
+@contextmanager
+def _one_core_each() -> Iterator[int]:
+    """Limit the process's BLAS to one thread; yields how many PyTorch had."""
+    with _Limits.lock:
+        if not _Limits.searches:
+            _Limits.threads, _Limits.blas = torch.get_num_threads(), threadpool_limits(1, user_api="blas")
+        _Limits.searches += 1
+        threads = _Limits.threads
     try:
-        with (
-            threadpool_limits(1, user_api="blas"),
-            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        ):
-            try:
-                return bar(pool.map(run, rows))
-            except BaseException:
-                stopped.set()
-                raise
+        yield threads
     finally:
-        torch.set_num_threads(threads)  # a thread's own setting becomes that of all threads started later
+        with _Limits.lock:
+            _Limits.searches -= 1
+            if not _Limits.searches:
+                _Limits.blas.restore_original_limits()
+            torch.set_num_threads(threads)  # a thread's own setting becomes that of all threads started later
 
 
 def one_at_a_time(shared: Shared) -> Shared:

@@ -148,7 +148,6 @@ class _Models:
 
         self.pair = pair
         self.embedder: Embedder = Embedder.from_pretrained(pair.embedder, device=device)
-        self.embedder._model.float()  # GTR is stored in half precision, in which no cosine is exactly 1
         self._pair: tuple[Any, Any] | None = None
 
     @property

@@ -13,7 +13,6 @@ places where no single change is better. Explained in chapter 6; measured on the
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -51,8 +50,6 @@ class Guided(Variants):
     from what was embedded. With ``words`` it knows what they say alone, and puts on offer those that would come nearest
     in the place of some piece of a good guess. For one target after the other, not for several at once."""
 
-    _drawing = threading.Lock()  # of all searches: PyTorch's random numbers are the process's
-
     def __init__(
         self,
         embedder: Embedder,
@@ -77,11 +74,6 @@ class Guided(Variants):
         if self.words is not None and population.rounds:
             offer(population)
         return super().next(population, count, longest)
-
-    def sample(self, population: Population) -> None:
-        """Draw first guesses, while no other thread draws."""
-        with self._drawing:
-            super().sample(population)
 
     def propose(self, population: Population, longest: int) -> list[str]:
         """As without a surrogate, but learning anew in every round, so that the last answers count at once."""
@@ -220,7 +212,7 @@ def surrogate_search(
     after the other. Deterministic, and it does not matter how many there are, or which stand beside one another.
 
     First guesses are no longer than the texts that the weights were trained to write; what is made of them may grow to
-    :data:`LONGER` times that length and :data:`~tutorial_lib.variants.SLACK` pieces more.
+    :data:`LONGER` times that length and :data:`~tutorial_lib.variants.SLACK` pieces more, as far as the embedder reads.
 
     ``ahead``: changes away from what was embedded up to which texts are foreseen. ``words``: embedded once for all
     targets, from which the surrogate begins, best those of :func:`~tutorial_lib.word_lists.whole_words`; what embedding
@@ -253,7 +245,8 @@ def surrogate_search(
 def _rounds(guided: Guided, target: Tensor, steps: int, variants: int, budget: float) -> Iterator[Step]:
     """The best guess for one target after each round."""
     population, queries = guided.begin(target), 0
-    new, longest = guided.first(population), LONGER * guided.inverter.config.max_tokens + SLACK
+    new = guided.first(population)
+    longest = min(LONGER * guided.inverter.config.max_tokens + SLACK, guided.embedder.max_tokens)
     for step in range(steps + 1):
         guided.embed({0: population}, {0: new})
         queries += len(new)

@@ -65,7 +65,7 @@ class TrainConfig:
     min_tokens: int = 4  # word pieces in the shortest window
     max_tokens: int = 8  # word pieces in the longest window
     longest: float = 0.5  # share of windows drawn at the longest length; the others take any, all equally often
-    max_minutes: float | None = None  # wall clock, over all segments; None: no limit
+    max_minutes: float | None = None  # of training, over all segments, what comes before it left out; None: no limit
     max_steps: int | None = None  # optimiser steps, over all segments; None: no limit
     segment_minutes: float | None = None  # stop (resumably) after this long; None: run to the end
     batch_size: int = 256  # sequences per step and process
@@ -141,11 +141,11 @@ class TrainConfig:
 def train(config: TrainConfig, resume: bool = False, progress: bool = True) -> Path:
     """Train, or resume, and write the finished weights; returns their folder.
 
-    A checkpoint every ``checkpoint_minutes`` replaces the last one in a single rename, so a kill at any
-    moment loses minutes at most; a run limited by ``max_steps`` and resumed follows the same loss curve as
-    one left alone. Raises :class:`TutorialError` when there is no limit, the folder already holds another
-    run or weights without one, the embedder reads less than ``max_tokens``, or the disk is full (the last
-    checkpoint stays).
+    A checkpoint every ``checkpoint_minutes`` replaces the last one in a single rename, so a kill at any moment loses
+    minutes at most; a run of one process that ``max_steps`` limits, resumed, follows the same loss curve as one left
+    alone (of several processes all but the first draw new guesses). Raises :class:`TutorialError` when there is no
+    limit, the folder already holds another run or weights without one, the embedder reads less than ``max_tokens``,
+    the loss or its gradient is no longer a number, or the disk is full (the last checkpoint stays).
     """
     return train_segment(config, resume, progress).output
 
@@ -179,10 +179,13 @@ def train_segment(config: TrainConfig, resume: bool = False, progress: bool = Tr
     model = build_model(config, embedder, windows)
     check_training_vectors(windows, embedder, model, special_ids(embedder)[1])
     # What the card says of data and lineage is gathered first: what could fail there must not cost a run.
-    made, (settings, before) = provenance(asdict(config), model, embedder), lineage(asdict(config))
+    made = provenance(asdict(config), model, embedder, accelerator.device)
+    settings, before = lineage(asdict(config))
     run = _Run(config, accelerator, embedder, windows, model)
     if resume and checkpoint.exists():
         run.load(checkpoint)
+    run.hardware = list(dict.fromkeys([*run.hardware, made["hardware"]]))
+    made["hardware"] = ", then ".join(run.hardware)
     finished = run.loop(checkpoint, progress)
     main = accelerator.is_main_process
     result = run.summary(output / "loss.csv") if finished and main else None
@@ -218,7 +221,8 @@ class _Run:
         model: VectorToText,
     ) -> None:
         self.config, self.accelerator, self.embedder, self.windows = config, accelerator, embedder, windows
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.sequences = 0, 0.0, 0
+        self.hardware: list[str] = []  # of all segments
         self.losses: list[float] = []  # since the last row of the curve
         _, self.start = special_ids(embedder)
         self.optimizers = optimizers(model, config)
@@ -248,7 +252,8 @@ class _Run:
         return min(1.0, max(shares))
 
     def rate(self) -> float:
-        """Learning rate as a share of its peak: linear up, then linear down to zero."""
+        """Learning rate as a share of its peak: linear up, for 50 steps at least, then on a line that falls to zero at
+        the end of the run. Of a run of a few dozen steps little but the ascent is left."""
         done = self.progress()
         warm = min(1.0, (self.step + 1) / 50, done / self.config.warmup if self.config.warmup else 1.0)
         return max(warm, min(1.0, (self.step + 1) / 200) * 0.1) if warm < 1 else 1 - done
@@ -273,7 +278,14 @@ class _Run:
         with self.accelerator.autocast():
             loss = self.model(**inputs, sampled=self.config.sampled)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        value = float(loss.detach())
+        # before they reach the weights: clipping makes NaN of an infinite gradient, whatever the loss is
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            raise TutorialError(
+                f"The loss or its gradient is no longer a number at step {self.step + 1}; resume from the last "
+                "checkpoint with --resume, or start again with a lower learning rate."
+            )
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -281,7 +293,8 @@ class _Run:
             raw.eval()
             self.guesses.advance(self.rng(4))
         self.step += 1
-        return float(loss.detach())
+        self.sequences += self.config.batch_size * self.accelerator.num_processes
+        return value
 
     def _channels(self, n: int) -> Tensor:
         """[n, 3]: which of (e - ê, ê, slope) each row may see: as ``config.blind`` says, else a few see less."""
@@ -304,19 +317,13 @@ class _Run:
     def loop(self, checkpoint: Path, progress: bool) -> bool:
         """Run to the end of the budget (True) or of the segment (False)."""
         began = saved = mark = self.clock()
-        bar = tqdm(total=100.0, unit="%", disable=not (progress and self.accelerator.is_main_process),
+        main = self.accelerator.is_main_process
+        bar = tqdm(total=100.0, initial=100 * self.progress(), unit="%", disable=not (progress and main),
                    bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}")  # fmt: skip
         bar.set_description(f"Training the {self.config.kind}")
-        main = self.accelerator.is_main_process
         with _Curve(checkpoint.parent / "loss.csv", self.step, main) as curve:
             while self.progress() < 1:
                 self.losses.append(self.one_step())
-                if not np.isfinite(self.losses[-1]):
-                    raise TutorialError(
-                        f"The loss is no longer a number at step {self.step}; resume from the last "
-                        "checkpoint with "
-                        "--resume, or start again with a lower learning rate."
-                    )
                 now = self.clock()
                 self.seconds, mark = self.seconds + now - mark, now
                 if self.step % _ROW == 0:
@@ -334,10 +341,6 @@ class _Run:
         self.save(checkpoint)
         return self.progress() >= 1
 
-    @property
-    def sequences(self) -> int:
-        return self.step * self.config.batch_size * self.accelerator.num_processes
-
     def summary(self, curve: Path) -> dict[str, Any]:
         """What the model card says of the run; its loss is the last row of the curve, if there is one."""
         rows = list(_rows(curve))
@@ -346,6 +349,7 @@ class _Run:
             "steps": self.step,
             "seconds": round(self.seconds, 1),
             "sequences": self.sequences,
+            "processes": self.accelerator.num_processes,
             "loss": loss,
         }
 
@@ -357,6 +361,8 @@ class _Run:
             "config": _settings(self.config),
             "step": self.step,
             "seconds": self.seconds,
+            "sequences": self.sequences,
+            "hardware": self.hardware,
             "losses": self.losses,
             "model": self.accelerator.unwrap_model(self.model).state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -373,10 +379,10 @@ class _Run:
             part.replace(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             part.unlink(missing_ok=True)
+            left = "the previous one is intact: free some space and run again with --resume"
             raise TutorialError(
-                f"The checkpoint could not be written to {path.parent} ({error}); the previous one is "
-                "intact: free "
-                "some space and run again with --resume."
+                f"The checkpoint could not be written to {path.parent} ({error}); "
+                f"{left if path.exists() else 'free some space and start again'}."
             ) from error
 
     def load(self, path: Path) -> None:
@@ -400,6 +406,8 @@ class _Run:
             optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         self.losses = list(state.get("losses", []))
+        steps = self.step * self.config.batch_size * self.accelerator.num_processes  # what older checkpoints leave out
+        self.sequences, self.hardware = state.get("sequences", steps), list(state.get("hardware", []))
         if self.guesses is not None and state["guesses"] is not None:
             self.guesses.cursor = state["guesses"][1]  # of every process: they rewrite in the same step, or wait
         if not self.accelerator.is_main_process:
@@ -456,7 +464,7 @@ class _Curve:
         if self.active:
             with self._written():
                 csv.writer(self._file, lineterminator="\n").writerow(
-                    [step, f"{seconds:.1f}", sequences, f"{loss:.5f}", f"{rate:.5f}"]
+                    [step, f"{seconds:.3f}", sequences, f"{loss:.5f}", f"{rate:.5f}"]
                 )
                 self._file.flush()
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from tutorial_lib.training import TrainConfig
 
 RECORDS = 20_000  # synthetic records to draw from
-_ROWS_ON_CPU = 256  # guesses written at once
+#: Guesses written and embedded at once: a processor's caches hold the logits of a few hundred, a GPU wants thousands.
+_ROWS, _ROWS_ON_CPU = 8192, 256
 
 
 class Windows:
@@ -252,14 +253,15 @@ class Guesses:
 
     def _new(self, rng: np.random.Generator, n: int) -> dict[str, Tensor]:
         labels = self._pad(self.windows.model_ids(rng, n, self.corrector))
-        target = embed_model_ids(labels, self.corrector.vocabulary, self.embedder, self.start)
+        vocabulary = self.corrector.vocabulary
+        parts = [embed_model_ids(ids, vocabulary, self.embedder, self.start) for (ids,) in _in_parts(labels)]
+        target = torch.cat(parts)
         guess = self._written(self.inverter, [target], float(rng.random() < 0.5))
-        vocabulary = len(self.corrector.vocabulary)
         chosen = np.flatnonzero(rng.random(n) < self.config.corrupted)
         texts = labels.cpu().numpy()[chosen]  # one copy from the device and one back, not one a row
         worse = np.full_like(texts, PAD)
         for row, text in zip(worse, texts, strict=True):
-            changed = corrupt(text[: int((text == END).argmax())], rng, vocabulary)
+            changed = corrupt(text[: int((text == END).argmax())], rng, len(vocabulary))
             row[: len(changed)] = changed
             row[len(changed)] = END
         guess[torch.from_numpy(chosen).to(guess.device)] = torch.from_numpy(worse).to(guess.device)
@@ -269,17 +271,17 @@ class Guesses:
 
     def _written(self, model: Inverter | Corrector, inputs: list[Tensor], temperature: float) -> Tensor:
         """One text for each row of ``inputs``, as model ids [n, max_tokens + 1]."""
-        # A processor's caches hold the logits of a few hundred rows, a GPU wants as many rows as there are.
-        size = _ROWS_ON_CPU if inputs[0].device.type == "cpu" else len(inputs[0])
-        parts = zip(*(rows.split(size) for rows in inputs), strict=True)
+        parts = _in_parts(*inputs)
         return torch.cat([self._pad(model.propose(*part, temperature=temperature).ids[:, 0]) for part in parts])
 
     def _feedback(self, guess: Tensor, target: Tensor) -> dict[str, Tensor]:
-        vocabulary = self.corrector.vocabulary
+        vocabulary, parts = self.corrector.vocabulary, _in_parts(guess, target)
         if not self.config.slopes:
-            return {"guess_embedding": embed_model_ids(guess, vocabulary, self.embedder, self.start)}
-        embedding, slope = embed_with_slopes(guess, target, vocabulary, self.embedder, self.start)
-        return {"guess_embedding": embedding, "slope": slope}
+            found = [embed_model_ids(ids, vocabulary, self.embedder, self.start) for ids, _ in parts]
+            return {"guess_embedding": torch.cat(found)}
+        both = [embed_with_slopes(ids, of, vocabulary, self.embedder, self.start) for ids, of in parts]
+        embeddings, slopes = zip(*both, strict=True)
+        return {"guess_embedding": torch.cat(embeddings), "slope": torch.cat(slopes)}
 
     def _pad(self, ids: Tensor) -> Tensor:
         """[n, t] -> [n, max_tokens + 1], closed by ``END``."""
@@ -289,3 +291,9 @@ class Guesses:
         unclosed = (out == END).sum(1) == 0
         out[unclosed, -1] = END
         return out
+
+
+def _in_parts(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Tensors [n, ...] row by row, as many rows at once as their device takes well."""
+    size = _ROWS_ON_CPU if tensors[0].device.type == "cpu" else _ROWS
+    return list(zip(*(rows.split(size) for rows in tensors), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from tutorial_lib.training_data import Windows, embed_model_ids, special_ids
 if TYPE_CHECKING:
     from tutorial_lib.embedder import Embedder
     from tutorial_lib.training import TrainConfig
+
+_UNKNOWN = 0.01  # share of the training text's word pieces that a corrector may lack without a word
 
 
 def build_model(config: TrainConfig, embedder: Embedder, windows: Windows) -> VectorToText:
@@ -56,7 +59,7 @@ def _check_start(name: str, start: VectorToText, model: VectorToText) -> None:
 
 def _fresh_model(config: TrainConfig, embedder: Embedder, windows: Windows) -> VectorToText:
     if config.kind == "corrector":
-        return _corrector_from(config, embedder)
+        return _corrector_from(config, embedder, windows)
     special, _ = special_ids(embedder)
     vocabulary = build_vocabulary(windows.counts(len(embedder.tokenizer)), special)
     model = Inverter(
@@ -95,7 +98,7 @@ def _fit_whitening(model: VectorToText, config: TrainConfig, embedder: Embedder,
     model.whiten_matrix.copy_((basis * scale).float())
 
 
-def _corrector_from(config: TrainConfig, embedder: Embedder) -> Corrector:
+def _corrector_from(config: TrainConfig, embedder: Embedder, windows: Windows) -> Corrector:
     assert config.inverter is not None
     inverter = Inverter.from_pretrained(config.inverter)
     if inverter.config.embedder_name != embedder.name:
@@ -113,6 +116,7 @@ def _corrector_from(config: TrainConfig, embedder: Embedder) -> Corrector:
             f"The inverter {config.inverter!r} was trained for {inverter.config.max_tokens} word pieces, not "
             f"{config.max_tokens}; leave --max-tokens out, or give an inverter of that length."
         )
+    _warn_of_unknown(inverter, windows, len(embedder.tokenizer))
     shared = {key: value for key, value in inverter.config.to_dict().items() if key in _SHARED_FIELDS}
     width = embedder.transformer.get_input_embeddings().weight.shape[1] if config.slopes else 0
     if config.slopes and not width:
@@ -138,6 +142,18 @@ def _corrector_from(config: TrainConfig, embedder: Embedder) -> Corrector:
         if config.slopes:
             model.slope_transform.weight.zero_()
     return model
+
+
+def _warn_of_unknown(inverter: Inverter, windows: Windows, size: int) -> None:
+    """Say how much of the training text an inverter, and so a corrector that begins as it, cannot write."""
+    counts = windows.counts(size)
+    unknown = 1 - counts[inverter.vocabulary.cpu().numpy()].sum() / max(1, counts.sum())
+    if unknown > _UNKNOWN:
+        warnings.warn(
+            f"{unknown:.1%} of the word pieces of the training text are none that the inverter can write, and no text "
+            "that holds one can come back: give the inverter that was trained on this text.",
+            stacklevel=2,
+        )
 
 
 _SHARED_FIELDS = (

@@ -22,6 +22,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from tutorial_lib import parallel
 from tutorial_lib.corrector import Corrector
 from tutorial_lib.embedder import Embedder
 from tutorial_lib.errors import CheckpointError, TutorialError
@@ -124,7 +126,8 @@ def breed(
     target: half of them sampled first guesses until :data:`SAMPLES` are used up, the rest variants of the best texts
     met so far. A text leaves the search when its cosine is about 1, when nothing new can be made of its guesses,
     or when its next round could exceed ``max_queries``. ``on_step(step, rows)`` is called after every round with the
-    best guess of each text. Deterministic. Every text still searched holds about 6 MB.
+    best guess of each text. On a CPU as many texts are bred at a time as PyTorch has threads, each on one core
+    (:func:`tutorial_lib.parallel.cores`). Deterministic. Every text still searched holds about 6 MB.
 
     For texts of more than twelve pieces; of shorter ones :func:`tutorial_lib.invert` with local edits finds as many.
 
@@ -132,14 +135,17 @@ def breed(
     models were made for another embedder, and :class:`TutorialError` for parameters out of range.
     """
     check_arguments(embedder, inverter, corrector, steps=steps, variants=variants, max_queries=max_queries)
-    target, recombining = inverter.check_vectors(embeddings), Variants(embedder, inverter, corrector)
+    target = inverter.check_vectors(embeddings)
+    recombining = Variants(parallel.one_at_a_time(embedder), inverter, corrector)
     populations = {index: recombining.begin(row) for index, row in enumerate(target)}  # of the texts still searched
     trace: list[list[Step]] = [[] for _ in populations]
     new = {index: recombining.first(population) for index, population in populations.items()}
-    longest = inverter.config.max_tokens + SLACK
+    longest = min(inverter.config.max_tokens + SLACK, embedder.max_tokens)
     bar = tqdm(range(steps + 1 if populations else 0), desc="Breeding", unit="round", disable=not progress)
     for step in bar:
-        recombining.embed(populations, new)
+        embedded = recombining.embedded(populations, new)
+        with parallel.cores(inverter.device) as spread:
+            list(spread(recombining.judge, *zip(*embedded, strict=True)))
         for index, population in list(populations.items()):
             nearest, spent = population.nearest, trace[index][-1].queries if trace[index] else 0
             assert nearest is not None
@@ -151,7 +157,9 @@ def breed(
             on_step(step, [rows[-1] for rows in trace])
         bar.set_postfix(open=len(populations))
         if step < steps:
-            new = {index: recombining.next(population, variants, longest) for index, population in populations.items()}
+            following = functools.partial(recombining.next, count=variants, longest=longest)
+            with parallel.cores(inverter.device) as spread:
+                new = dict(zip(populations, spread(following, populations.values()), strict=True))
             populations = {index: population for index, population in populations.items() if new[index]}
         if not populations:
             break
@@ -197,7 +205,11 @@ def inversion(trace: list[list[Step]]) -> Inversion:
 
 
 class Variants:
-    """Makes variants of good guesses and chooses among them, with the networks that made the guesses."""
+    """Makes variants of good guesses and chooses among them, with the networks that made the guesses.
+
+    Threads may share one, each with another population, if its embedder takes calls from several
+    (:func:`tutorial_lib.parallel.one_at_a_time`).
+    """
 
     def __init__(self, embedder: Embedder, inverter: Inverter, corrector: Corrector) -> None:
         self.embedder, self.inverter, self.corrector = embedder, inverter, corrector
@@ -226,10 +238,10 @@ class Variants:
     @torch.inference_mode()
     def sample(self, population: Population) -> None:
         """Draw :data:`SAMPLES` first guesses, which are not embedded yet."""
-        target, seed = population.target, int(population.rng.integers(2**31))
-        with torch.random.fork_rng(devices=[target.device] if target.is_cuda else []):
-            (torch.default_generator if target.device.type == "cpu" else torch).manual_seed(seed)
-            ids = self.inverter.propose(target[None], candidates=SAMPLES, temperature=_TEMPERATURE).ids[0]
+        target = population.target
+        own = torch.Generator(target.device).manual_seed(int(population.rng.integers(2**31)))
+        options: dict[str, Any] = {"temperature": _TEMPERATURE, "generator": own}
+        ids = self.inverter.propose(target[None], candidates=SAMPLES, **options).ids[0]
         population.columns[ids.flatten()] = True
         population.sampled = [row for row in self.inverter.to_embedder_ids(ids) if row]
         population.samples = list(dict.fromkeys(self.embedder.decode(population.sampled)))
@@ -255,17 +267,23 @@ class Variants:
 
     def embed(self, populations: Mapping[int, Population], texts: Mapping[int, list[str]]) -> None:
         """Embed new texts for each target, and let them join their populations."""
+        for population, guesses in self.embedded(populations, texts):
+            self.judge(population, guesses)
+
+    def embedded(
+        self, populations: Mapping[int, Population], texts: Mapping[int, list[str]]
+    ) -> list[tuple[Population, list[Guess]]]:
+        """Embed new texts for each target, at once: guesses that their populations have still to judge."""
         rows = [(populations[index], text) for index, mine in texts.items() if index in populations for text in mine]
         vectors = torch.from_numpy(self.embedder.encode([text for _, text in rows], truncate=True, progress=False))
-        guesses: dict[int, list[Guess]] = {}
+        guesses: dict[int, tuple[Population, list[Guess]]] = {}
         for (population, text), vector in zip(rows, vectors, strict=True):
             cosine = float(functional.normalize(vector, dim=0).numpy() @ population.unit)
             # A copy, or every guess kept would keep the vectors of its whole round.
             guess = Guess(text, cosine, vector.clone().to(population.target.device))
-            guesses.setdefault(id(population), []).append(guess)
+            guesses.setdefault(id(population), (population, []))[1].append(guess)
             population.seen.add(text)
-        for population in {id(population): population for population, _ in rows}.values():
-            self.judge(population, guesses[id(population)])
+        return list(guesses.values())
 
     def judge(self, population: Population, guesses: Sequence[Guess]) -> None:
         """Rank newly embedded guesses, learn from their embeddings, and keep the best."""

@@ -49,9 +49,11 @@ _ENDING = "|".join(
     "school academy education college university institute foundation charity ngo church community social club "
     "store shop market global world international media news blog press studio design".split()
 )
-# A tokenizer puts spaces around punctuation ("ann . lee @ mail . org"), hence the \s? everywhere.
+# A tokenizer puts spaces around punctuation ("ann . lee @ mail . org"), hence the \s? everywhere. The bounds are those
+# of an address, and keep a key of 100 kB from taking minutes: without them every letter of it begins a search.
 _EMAIL = re.compile(
-    r"[a-z0-9]+(?:\s?[._+-]\s?[a-z0-9]+)*\s?@\s?[a-z0-9-]+(?:\s?\.\s?[a-z0-9-]+)*?"
+    r"(?<![a-z0-9])[a-z0-9]{1,64}(?:\s?[._+-]\s?[a-z0-9]{1,64}){0,8}\s?@"
+    r"\s?[a-z0-9-]{1,63}(?:\s?\.\s?[a-z0-9-]{1,63}){0,8}?"
     rf"\s?\.\s?(?:{_ENDING}|[a-z]{{2}})\b(?!\s?\.\s?(?:com|org|net|edu|gov)\b)(?:\s?\.\s?[a-z]{{2}}\b)?",
     re.IGNORECASE,
 )
@@ -125,15 +127,17 @@ def pii_hits(text: str, guess: str, *, region: str = "US") -> list[tuple[Kind, b
 def pii_recovered(texts: Sequence[str], guesses: Sequence[str], *, region: str = "US") -> dict[str, Estimate]:
     """Per kind, the share of items of `texts` that the guesses give away, in per cent.
 
-    n counts items, not texts; a kind that no text holds is left out.  Raises TextError for lists of
-    different lengths.
+    n counts items, not texts, but the interval allows for items of one text that come back together; a kind
+    that no text holds is left out.  Raises TextError for lists of different lengths.
     """
     _same_length(texts, guesses)
     hits: dict[str, list[bool]] = {}
-    for text, guess in zip(texts, guesses, strict=True):
+    found_in: dict[str, list[int]] = {}
+    for index, (text, guess) in enumerate(zip(texts, guesses, strict=True)):
         for kind, hit in pii_hits(text, guess, region=region):
             hits.setdefault(kind, []).append(hit)
-    return {kind: proportion(hits[kind]) for kind in KINDS if kind in hits}
+            found_in.setdefault(kind, []).append(index)
+    return {kind: proportion(hits[kind], texts=found_in[kind]) for kind in KINDS if kind in hits}
 
 
 @dataclass(frozen=True)
