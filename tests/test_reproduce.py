@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -54,16 +52,6 @@ def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def files(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
-
-
-def test_an_embedder_stored_in_half_precision_computes_in_full(pairs: Mapping[str, Pair], tmp_path: Path) -> None:
-    """As GTR is, and a T5 in half precision may overflow."""
-    pair = pairs["rehearsal"]
-    stored = Embedder.from_pretrained(pair.embedder, device="cpu")
-    stored._model.half().save(str(tmp_path / "gtr"))
-    embedder = reproduce._Models(replace(pair, embedder=str(tmp_path / "gtr")), "cpu").embedder
-    assert {parameter.dtype for parameter in embedder._model.parameters()} == {torch.float32}
-    assert embedder.encode(["the union is strong"]).dtype == np.float32
 
 
 # ---- the run -----------------------------------------------------------------------------------------------

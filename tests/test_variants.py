@@ -234,7 +234,7 @@ def test_a_text_is_found_alone_as_it_is_among_others(
     assert shorter.texts == together.at(3) and (shorter.queries == together.queries_at(3)).all()
 
 
-def test_no_text_is_longer_than_the_embedder_reads(
+def test_variants_grow_no_longer_than_the_embedder_reads(
     embedder: Any, make_tiny: Any, test_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
